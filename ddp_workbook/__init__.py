@@ -1,0 +1,1 @@
+"""The plumbing behind the workbook: what the notebooks and distributed_train.py call."""

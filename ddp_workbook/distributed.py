@@ -1,0 +1,149 @@
+"""Ranks, the process group, and the few exact reductions that a run needs."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from ddp_workbook.errors import InputError
+
+LOOPBACK = {"linux": "lo", "darwin": "lo0"}  # Gloo wants the interface's name; Windows has none that it takes
+
+
+@dataclass(frozen=True)
+class World:
+    """Which process of how many this one is. Started without torchrun: the only one."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    launched: bool = False
+    """torchrun started this process, so there is a process group to join."""
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 alone prints and writes."""
+        return self.rank == 0
+
+
+def read_world() -> World:
+    """The variables that torchrun sets, read here and nowhere else."""
+    if "RANK" not in os.environ:
+        return World()
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    try:
+        return World(*(int(os.environ[name]) for name in names), launched=True)
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{', '.join(names)} must all be whole numbers ({error}); start with torchrun") from None
+
+
+def bind_to_loopback() -> None:
+    """Let Gloo use the loopback interface: no port open to the network, no lookup of this machine's name."""
+    if sys.platform in LOOPBACK:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[sys.platform])
+
+
+@contextmanager
+def process_group(world: World, backend: str, device: torch.device) -> Iterator[None]:
+    """Join the ranks for the length of the block; on one machine nothing leaves the loopback interface.
+
+    Leave nothing that holds the group (a DDP model, say) alive after the block: Gloo's threads are joined when the
+    last reference goes. If that is during the interpreter's own shutdown, a thread that still has a finished
+    collective to release wants the interpreter's lock, Python ends it with pthread_exit, and C++ aborts the process
+    ("terminate called without an active exception"). DDP sits in reference cycles, hence the collection.
+    """
+    if not world.launched:
+        yield
+        return
+    if world.size == world.local_size:
+        bind_to_loopback()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(backend, device_id=device if backend == "nccl" else None)
+    yield  # not in a try block: when a rank fails, waiting here for the others would hide its error
+    gc.collect()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def reduce_sum(value: Tensor) -> Tensor:
+    """Sum over all ranks, in place; every rank gets it. Alone: the value itself."""
+    if dist.is_initialized():
+        dist.all_reduce(value)
+    return value
+
+
+def gather_objects(value: object) -> list:
+    """One value per rank, in rank order, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    values: list = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DDP, whose parameter names and checkpoints know nothing of DDP."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def wrap_ddp(model: nn.Module, device: torch.device, compression: str) -> DistributedDataParallel:
+    """DDP around the model: averages gradients during backward, optionally in a smaller format.
+
+    Buffers are left alone here; average_buffers() joins them when they are needed.
+    """
+    known = inspect.signature(DistributedDataParallel).parameters
+    no_broadcast = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+    ddp = DistributedDataParallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        **no_broadcast,  # the parameter was renamed in torch 2.13
+        gradient_as_bucket_view=True,  # gradients live in the buckets: no copy before the all-reduce
+    )
+    if compression == "bf16":
+        ddp.register_comm_hook(None, default_hooks.bf16_compress_hook)
+    elif compression == "fp16":
+        ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
+    elif compression == "powersgd":
+        state = powerSGD_hook.PowerSGDState(process_group=None, matrix_approximation_rank=2, start_powerSGD_iter=10)
+        ddp.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+    return ddp
+
+
+def gradient_sync(model: nn.Module, wanted: bool) -> AbstractContextManager:
+    """Let DDP's backward average the gradients, or only add them up on this rank until it is wanted."""
+    if wanted or not isinstance(model, DistributedDataParallel):
+        return nullcontext()
+    return model.no_sync()
+
+
+@torch.no_grad()
+def average_buffers(model: nn.Module) -> None:
+    """Give every rank the mean of BatchNorm's running statistics.
+
+    Each rank has seen only its own shard, and evaluation is split over ranks: they must all test one model, the one
+    that is saved. DDP's own broadcast_buffers would take rank 0's statistics, at every step. The mean is what timm's
+    `--dist-bn reduce` computes.
+    """
+    if not dist.is_initialized():
+        return
+    floats = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    if not floats:
+        return
+    joined = torch.cat([buffer.flatten() for buffer in floats])
+    dist.all_reduce(joined)
+    joined /= dist.get_world_size()
+    for buffer, mean in zip(floats, joined.split([b.numel() for b in floats]), strict=True):
+        buffer.copy_(mean.view_as(buffer))

@@ -1,0 +1,208 @@
+"""The training step, the epoch, the evaluation, and the run that is made of them. One code for any world size."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ddp_workbook.checkpoint import TrainingState
+from ddp_workbook.config import TrainConfig
+from ddp_workbook.datasets import Dataset
+from ddp_workbook.devices import Arithmetic, synchronize
+from ddp_workbook.distributed import World, average_buffers, gradient_sync, reduce_sum, unwrap
+from ddp_workbook.loader import Batch, TrainLoader, evaluation_batches
+from ddp_workbook.record import EpochRecord
+
+START_FACTOR = 1 / 25  # the warm-up begins at this share of the peak learning rate
+END_FACTOR = 1e-4 / 25  # and one-cycle ends here; both as in torch's OneCycleLR
+
+
+@dataclass
+class Progress:
+    """What a training step reports: sums over this rank's images since the epoch began, still on the device."""
+
+    epoch: int
+    step: int
+    steps: int
+    images: int
+    loss_sum: Tensor
+
+
+class Reporter(Protocol):
+    """Whoever wants to know how the run goes."""
+
+    def on_step(self, progress: Progress) -> None: ...
+
+    def on_epoch(self, epoch: EpochRecord) -> None: ...
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig, processes: int) -> torch.optim.Optimizer:
+    """Nesterov SGD, fused into one kernel, with the learning rate scaled to the global batch.
+
+    Biases and normalisation parameters, all of one dimension, are not decayed (Goyal et al. 2017; He et al. 2019).
+    """
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(
+        groups,
+        lr=config.peak_lr(processes),
+        momentum=config.momentum,
+        nesterov=config.momentum > 0,
+        fused=True,
+    )
+
+
+def learning_rate_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
+    """Share of the peak learning rate for optimizer step `step`, counted from 0 over the whole run."""
+    last = config.epochs * steps_per_epoch - 1
+    warmup = config.warmup * (last + 1) - 1  # the step that reaches the peak
+    if step < warmup:
+        share = step / warmup
+        climbed = (1 - math.cos(math.pi * share)) / 2 if config.schedule == "onecycle" else share
+        return START_FACTOR + (1 - START_FACTOR) * climbed
+    if config.schedule == "constant":
+        return 1.0
+    if config.schedule == "step":
+        return config.step_gamma ** (step // (config.step_epochs * steps_per_epoch))
+    share = (step - warmup) / max(last - warmup, 1)
+    return END_FACTOR + (1 - END_FACTOR) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Sets the learning rate before each optimizer step."""
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, steps_per_epoch, config)
+    )
+
+
+def train_step(
+    model: nn.Module,
+    batches: list[Batch],
+    optimizer: torch.optim.Optimizer,
+    amp: Arithmetic,
+    smoothing: float,
+) -> Tensor:
+    """One optimizer step over `batches`; under DDP the backward pass of the last one averages the gradients.
+
+    Returns (loss summed over images, images classified right) as one float tensor on the device: nothing waits.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    sums = torch.zeros(2, device=amp.device)
+    for number, (images, labels) in enumerate(batches, start=1):
+        with gradient_sync(model, wanted=number == len(batches)):
+            with amp.autocast():
+                logits = model(images)
+                loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+            amp.scaler.scale(loss / len(batches)).backward()
+        right = (logits.detach().argmax(1) == labels).sum()
+        sums += torch.stack([loss.detach().float() * len(labels), right.float()])
+    amp.scaler.step(optimizer)
+    amp.scaler.update()
+    return sums
+
+
+def train_epoch(
+    model: nn.Module,
+    loader: TrainLoader,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    amp: Arithmetic,
+    config: TrainConfig,
+    epoch: int,
+    reporters: Sequence[Reporter] = (),
+) -> tuple[float, float]:
+    """All steps of one epoch (counted from 1). Returns mean loss and accuracy over the images of all ranks."""
+    model.train()
+    sums = torch.zeros(2, dtype=torch.float64, device="cpu" if amp.device.type == "mps" else amp.device)
+    images = 0
+    for step, batches in enumerate(loader.epoch(epoch), start=1):
+        sums += train_step(model, batches, optimizer, amp, config.label_smoothing).to(sums.device)
+        schedule.step()
+        images += sum(len(labels) for _, labels in batches)
+        for reporter in reporters:
+            reporter.on_step(Progress(epoch, step, loader.steps, images, sums[0]))
+    totals = torch.cat([sums, sums.new_tensor([images])])
+    loss_sum, right, count = reduce_sum(totals).tolist()
+    return loss_sum / count, right / count
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[Batch], classes: int, amp: Arithmetic) -> tuple[Tensor, float]:
+    """Confusion counts (classes, classes), true class by row, and mean cross-entropy over the images of all ranks.
+
+    The ranks may have different numbers of batches: they meet once, when the counts are summed.
+    """
+    model.eval()
+    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=amp.device)
+    loss_sum = torch.zeros((), device=amp.device)
+    for images, labels in batches:
+        with amp.autocast():
+            logits = model(images)
+        loss_sum += functional.cross_entropy(logits.float(), labels, reduction="sum")
+        confusion += torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)
+    confusion, loss_sum = reduce_sum(confusion), reduce_sum(loss_sum)
+    return confusion.view(classes, classes).cpu(), loss_sum.item() / max(int(confusion.sum()), 1)
+
+
+def accuracy(confusion: Tensor) -> float:
+    """Share of the images on the diagonal."""
+    return confusion.diagonal().sum().item() / max(int(confusion.sum()), 1)
+
+
+def fit(
+    state: TrainingState,
+    loader: TrainLoader,
+    data: Dataset,
+    config: TrainConfig,
+    world: World,
+    reporters: Sequence[Reporter] = (),
+) -> tuple[list[EpochRecord], Tensor]:
+    """Train for config.epochs, evaluating after each. Returns the history and the last confusion counts."""
+    history, confusion = [], torch.empty(0)
+    test = data.test.to(state.amp.device)
+    for epoch in range(state.epoch + 1, config.epochs + 1):
+        start = time.perf_counter()
+        loss, right = train_epoch(
+            state.model, loader, state.optimizer, state.schedule, state.amp, config, epoch, reporters
+        )
+        synchronize(state.amp.device)
+        trained = time.perf_counter()
+        average_buffers(state.model)
+        batches = evaluation_batches(test, loader.normalise, world)
+        confusion, test_loss = evaluate(unwrap(state.model), batches, len(data.classes), state.amp)
+        done = time.perf_counter()
+        state.epoch = epoch
+        history.append(
+            EpochRecord(
+                epoch=epoch,
+                train_loss=loss,
+                train_accuracy=right,
+                test_loss=test_loss,
+                test_accuracy=accuracy(confusion),
+                learning_rate=last_rate(state.schedule, config, loader.steps),
+                train_seconds=trained - start,
+                evaluation_seconds=done - trained,
+                images_per_second=loader.steps * config.global_batch(world.size) / (trained - start),
+            )
+        )
+        for reporter in reporters:
+            reporter.on_epoch(history[-1])
+    return history, confusion
+
+
+def last_rate(schedule: torch.optim.lr_scheduler.LRScheduler, config: TrainConfig, steps_per_epoch: int) -> float:
+    """Learning rate of the optimizer step just taken (the schedule itself already stands at the next one)."""
+    return schedule.base_lrs[0] * learning_rate_factor(schedule.last_epoch - 1, steps_per_epoch, config)

@@ -1,0 +1,17 @@
+"""The one kind of error that a reader causes and can mend."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+
+class InputError(Exception):
+    """Bad input. The message is one line: what was wrong, and what would be right."""
+
+
+def exit_with(error: InputError, program: str, speak: bool = True) -> NoReturn:
+    """End the process with code 2 and the error's line on stderr (unless another rank already speaks)."""
+    if speak:
+        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    sys.exit(2)

@@ -1,0 +1,112 @@
+"""torchrun as a checked subprocess, for notebooks and the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from ddp_workbook.devices import choose_threads
+from ddp_workbook.errors import InputError
+
+MOST_PROCESSES = 64
+SECONDS_TO_STOP = 10
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class LaunchError(RuntimeError):
+    """The processes did not finish; the message is the error of the rank that failed first."""
+
+
+def torchrun(
+    arguments: Sequence[str],
+    processes: int,
+    script: Path = Path("distributed_train.py"),
+    on_line: Callable[[str], None] = lambda line: print(line, flush=True),
+) -> None:
+    """Run `script` on `processes` ranks of this machine, passing each line of output on as it comes.
+
+    Unlike `!torchrun` in a notebook, it raises when a rank fails: InputError when the script refused its input, else
+    LaunchError with that rank's own error. Interrupting it ends every process that it started.
+    """
+    if not 1 <= processes <= MOST_PROCESSES:
+        raise InputError(f"the number of processes must be from 1 to {MOST_PROCESSES}, not {processes}")
+    if not script.is_file():
+        raise InputError(f"{script} is not here; run this from the workbook's folder")
+    with tempfile.TemporaryDirectory(prefix="torchrun-") as folder:
+        error_file = Path(folder) / "error.json"
+        process = _start(_command(script, processes, arguments), _environment(processes, error_file))
+        refusal = None
+        try:
+            for line in process.stdout:
+                line = line.rstrip("\n")
+                refusal = line if line.startswith(f"{script.name}: error: ") else refusal
+                if not refusal:  # after a refusal torchrun adds only its own traceback
+                    on_line(line)
+            code = process.wait()
+        finally:
+            _stop(process)
+        if refusal:
+            raise InputError(refusal.removeprefix(f"{script.name}: error: "))
+        if code:
+            raise LaunchError(_first_error(error_file) or f"torchrun ended with exit code {code}")
+
+
+def _command(script: Path, processes: int, arguments: Sequence[str]) -> list[str]:
+    torchrun_module = [sys.executable, "-u", "-m", "torch.distributed.run", "--standalone"]
+    return [*torchrun_module, f"--nproc_per_node={processes}", str(script), *map(str, arguments)]
+
+
+def _environment(processes: int, error_file: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in TORCHRUN_VARIABLES}
+    kept.setdefault("OMP_NUM_THREADS", str(choose_threads(0, processes)))  # or torchrun sets it to 1, with a banner
+    return kept | {"TORCHELASTIC_ERROR_FILE": str(error_file), "PYTHONUNBUFFERED": "1"}
+
+
+def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
+    """In a group of its own, so that all of its ranks can be ended with it."""
+    own_group = (
+        {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
+    )
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        **own_group,
+    )
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """End what still runs: politely, so that torchrun ends its ranks, then by force."""
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(SECONDS_TO_STOP)
+    if process.poll() is None:
+        if os.name == "nt":
+            process.kill()
+        else:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    process.stdout.close()
+
+
+def _first_error(error_file: Path) -> str | None:
+    """What the first failing rank reported: its error, and the call that raised it."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        message = json.loads(error_file.read_text())["message"]
+        if isinstance(message, str):
+            return message
+        return f"{message['message']}\n{message['extraInfo']['py_callstack']}".rstrip()
+    return None

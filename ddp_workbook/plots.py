@@ -1,0 +1,212 @@
+"""Records to figures. Imports no torch. Colours are Okabe and Ito's, told apart by the colour-blind and in grey."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ddp_workbook.record import Arrangement, BenchmarkRecord, HistoryRecord, RunRecord, write_whole
+from ddp_workbook.scaling import median_interval, speedup_table, wilson
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#595959"
+COLOURS = {"baseline": BLUE, "distributed": ORANGE}
+MARKERS = {"baseline": "o", "distributed": "s"}
+
+STYLE = {
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "svg.fonttype": "path",  # labels as shapes: the same on every machine
+    "svg.hashsalt": "ddp-workbook",  # and the same bytes each time
+}
+
+
+def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
+    return figure, axes
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write the figure, whole or not at all."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=STYLE["savefig.dpi"], metadata={"Software": None})
+    write_whole(path, lambda file: file.write(picture.getvalue()))
+
+
+def to_svg(figure: Figure) -> bytes:
+    """The figure as SVG, the same bytes for the same figure."""
+    picture = io.BytesIO()
+    with plt.rc_context(STYLE):
+        figure.savefig(picture, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return picture.getvalue()
+
+
+def training_curves(histories: Sequence[HistoryRecord]) -> Figure:
+    """Loss, accuracy, epoch time and learning rate over the epochs; one colour per run."""
+    figure, axes = _figure(2, 2, 9, 6)
+    loss, accuracy, seconds, rate = axes.flat
+    for history in histories:
+        epochs, colour, marker = history.epochs, COLOURS[history.kind], MARKERS[history.kind]
+        x = [e.epoch for e in epochs]
+        look = {"color": colour, "marker": marker, "markersize": 4}
+        loss.plot(x, [e.train_loss for e in epochs], linestyle="--", label=f"{history.kind}, training", **look)
+        loss.plot(x, [e.test_loss for e in epochs], label=f"{history.kind}, test", **look)
+        accuracy.plot(x, [100 * e.train_accuracy for e in epochs], linestyle="--", **look)
+        accuracy.plot(x, [100 * e.test_accuracy for e in epochs], **look)
+        seconds.plot(x, [e.train_seconds for e in epochs], label=f"{history.kind}, training", **look)
+        seconds.plot(x, [e.evaluation_seconds for e in epochs], linestyle=":", label=f"{history.kind}, test", **look)
+        rate.plot(x, [e.learning_rate for e in epochs], label=history.kind, **look)
+    loss.set(title="Loss", ylabel="cross-entropy (nats)", ylim=(0, None))
+    accuracy.set(title="Accuracy", ylabel="images classified right (%)")
+    seconds.set(title="Time per epoch", ylabel="seconds", ylim=(0, None))
+    rate.set(title="Learning rate at the end of the epoch", ylabel="learning rate", ylim=(0, None))
+    for ax in axes.flat:
+        ax.set_xlabel("epoch")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    for ax in (loss, seconds):
+        ax.legend(fontsize=8)
+    return figure
+
+
+def confusion_matrices(runs: Sequence[RunRecord]) -> Figure:
+    """Counts (left) and shares of the true class (right), a row per run."""
+    classes = runs[0].dataset.classes
+    size = max(4.6, 0.46 * len(classes))
+    figure, axes = _figure(len(runs), 2, 2.15 * size, len(runs) * size * 0.92)
+    small = {"size": 7 if len(classes) <= 12 else 5}
+    for (left, right), run in zip(axes, runs, strict=True):
+        counts = np.array(run.confusion)
+        shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        for ax, values, form, unit in ((left, counts, "d", "images"), (right, shares, ".0f", "% of the true class")):
+            sns.heatmap(
+                values, ax=ax, annot=len(classes) <= 25, fmt=form, annot_kws=small, cmap="cividis", square=True,
+                xticklabels=classes, yticklabels=classes, cbar_kws={"label": unit, "shrink": 0.75},
+            )  # fmt: skip
+            ax.grid(False)
+            ax.set(xlabel="predicted class", ylabel="true class", title=f"{run.kind} ({unit})")
+            ax.tick_params(axis="x", rotation=90 if max(map(len, classes)) > 2 else 0, labelsize=8)
+            ax.tick_params(axis="y", rotation=0, labelsize=8)
+    return figure
+
+
+def per_class_accuracy(runs: Sequence[RunRecord]) -> Figure:
+    """Share of each class that is recognised, with 95 % Wilson intervals."""
+    classes = runs[0].dataset.classes
+    figure, axes = _figure(1, 1, 8, 1.4 + 0.34 * len(classes))
+    ax = axes[0, 0]
+    places = np.arange(len(classes))
+    for offset, run in zip((-0.15, 0.15), runs, strict=False):
+        found = [wilson(row[i], sum(row)) for i, row in enumerate(run.confusion)]
+        value = np.array([100 * f.value for f in found])
+        reach = [value - [100 * f.low for f in found], [100 * f.high for f in found] - value]
+        ax.errorbar(
+            value, places + offset, xerr=reach, fmt=MARKERS[run.kind], color=COLOURS[run.kind], capsize=3,
+            markersize=5, label=f"{run.kind} (all classes: {run.test_accuracy:.2%})",
+        )  # fmt: skip
+    ax.set(yticks=places, yticklabels=classes, xlabel="images of the class that are recognised (%), 95 % interval")
+    ax.invert_yaxis()
+    figure.legend(loc="outside upper center", ncols=2, fontsize=9)
+    return figure
+
+
+def baseline_vs_distributed(runs: Sequence[RunRecord], histories: Sequence[HistoryRecord]) -> Figure:
+    """Test accuracy over epochs and over training time, and what each run took."""
+    figure, axes = _figure(1, 3, 11, 3.6)
+    by_epoch, by_time, totals = axes[0]
+    for history in histories:
+        accuracy = [100 * e.test_accuracy for e in history.epochs]
+        look = {"color": COLOURS[history.kind], "marker": MARKERS[history.kind], "markersize": 4, "label": history.kind}
+        by_epoch.plot([e.epoch for e in history.epochs], accuracy, **look)
+        by_time.plot(np.cumsum([e.train_seconds for e in history.epochs]) / 60, accuracy, **look)
+    by_epoch.set(title="Test accuracy by epoch", xlabel="epoch", ylabel="test images classified right (%)")
+    by_epoch.xaxis.get_major_locator().set_params(integer=True)
+    by_time.set(
+        title="and by training time", xlabel="training time (minutes)", ylabel="test images classified right (%)"
+    )
+    by_epoch.legend(fontsize=9)
+    names = [run.kind for run in runs]
+    train = [run.train_seconds / 60 for run in runs]
+    test = [run.evaluation_seconds / 60 for run in runs]
+    totals.bar(names, train, width=0.55, color=[COLOURS[n] for n in names])
+    totals.bar(names, test, width=0.55, bottom=train, color="white", edgecolor=GREY, hatch="///", label="evaluation")
+    for place, (a, b) in enumerate(zip(train, test, strict=True)):
+        totals.text(place, a + b, f"{a + b:.1f}", ha="center", va="bottom", fontsize=9)
+    totals.set(title="Time of the whole run", ylabel="minutes")
+    totals.margins(y=0.15)
+    totals.legend(fontsize=9, loc="lower center")
+    return figure
+
+
+def speedup_analysis(record: BenchmarkRecord) -> Figure:
+    """Rates of the interleaved benchmark, every round a dot, and the speedup over each serial baseline."""
+    figure, (pair,) = _figure(1, 2, 10, 3.8)
+    rates, ratios = pair
+    for place, arrangement in enumerate(record.arrangements):
+        _draw_rates(rates, place, arrangement, ORANGE if place == len(record.arrangements) - 1 else BLUE)
+    names = [a.name.replace(", ", "\n") for a in record.arrangements]
+    rates.set(xticks=range(len(names)), xticklabels=names, ylabel="training, images/s", ylim=(0, None))
+    rates.set_title(f"Rate, {record.rounds} interleaved rounds")
+    rows = speedup_table(record)
+    run = record.arrangements[-1]
+    for place, row in enumerate(rows):
+        baseline = record.arrangements[place]
+        ideal = run.processes * run.threads / (baseline.processes * baseline.threads)
+        reach = [[row.speedup.value - row.speedup.low], [row.speedup.high - row.speedup.value]]
+        ratios.bar(place, row.speedup.value, width=0.5, color=ORANGE, alpha=0.85)
+        ratios.errorbar(place, row.speedup.value, yerr=reach, color="black", capsize=5, linewidth=1.2)
+        ratios.hlines(ideal, place - 0.35, place + 0.35, color=GREY, linestyle="--")
+        ratios.text(place + 0.36, ideal, "ideal", color=GREY, va="center", fontsize=8)
+        ratios.text(place + 0.06, row.speedup.high, f" {row.speedup.value:.2f}", va="bottom", fontsize=10)
+    labels = ["over " + row.baseline.replace(", ", ",\n") for row in rows]
+    ratios.set(
+        xticks=range(len(rows)), xticklabels=labels, ylabel="speedup (1 = no gain)", xlim=(-0.6, len(rows) - 0.2)
+    )
+    ratios.axhline(1, color="black", linewidth=0.8)
+    ratios.set_title(f"Speedup of {run.processes} processes, 95 % interval")
+    ratios.margins(y=0.15)
+    return figure
+
+
+def _draw_rates(ax: Axes, place: int, arrangement: Arrangement, colour: str) -> None:
+    """Every round as a dot, spread sideways in order of time; the median with its interval as a bar."""
+    samples = arrangement.images_per_second
+    middle = median_interval(samples)
+    ax.plot(place + np.linspace(-0.18, 0.18, len(samples)), samples, "o", color=colour, alpha=0.45, markersize=5)
+    reach = [[middle.value - middle.low], [middle.high - middle.value]]
+    ax.errorbar(place, middle.value, yerr=reach, fmt="_", color="black", markersize=22, capsize=6, linewidth=1.2)
+    ax.text(place + 0.27, middle.value, f"{middle.value:.0f}", va="center", fontsize=9)
+
+
+def sampler_shards(orders: np.ndarray, batch_size: int) -> Figure:
+    """Which rank visits which image: `orders` is (epochs, ranks, images per rank), as DistributedSampler gives them."""
+    epochs, ranks, each = orders.shape
+    figure, axes = _figure(epochs, 1, 9, 1.1 + 0.9 * epochs)
+    palette = [BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9"]
+    for epoch, ax in enumerate(axes[:, 0]):
+        for rank in range(ranks):
+            for place, image in enumerate(orders[epoch, rank]):
+                ax.text(place, rank, int(image), ha="center", va="center", fontsize=9, color="white", weight="bold",
+                        bbox={"boxstyle": "square,pad=0.28", "facecolor": palette[rank % len(palette)],
+                              "edgecolor": "none"})  # fmt: skip
+        for edge in range(batch_size, each, batch_size):
+            ax.axvline(edge - 0.5, color=GREY, linestyle=":")
+        ax.set(xlim=(-0.7, each - 0.3), ylim=(ranks - 0.45, -0.55), yticks=range(ranks), xticks=range(each))
+        ax.set(yticklabels=[f"rank {r}" for r in range(ranks)], title=f"epoch {epoch + 1}: index of each rank's images")
+        ax.grid(False)
+    axes[-1, 0].set_xlabel(f"position in the rank's epoch (dotted: a batch of {batch_size} ends)")
+    return figure

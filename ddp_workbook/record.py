@@ -1,0 +1,228 @@
+"""RunRecord: the schema of results/<recipe>/*.json. Imports no torch, so that reading results is quick."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, BinaryIO, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ddp_workbook.config import TrainConfig
+from ddp_workbook.errors import InputError
+
+SCHEMA_VERSION = 1
+LARGEST_RECORD = 50_000_000  # bytes; a larger file is not one of ours
+
+Count = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+RunKind = Literal["baseline", "distributed"]
+
+
+class Strict(BaseModel):
+    """Refuses unknown fields, cannot be changed once made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Environment(Strict):
+    """The machine and the software that a run used."""
+
+    cpu: str
+    cores: Annotated[int, Field(ge=1)]
+    memory_bytes: Count
+    os: str
+    python: str
+    torch: str
+    torchvision: str
+    device: str
+    accelerator: str | None
+    accelerator_count: Count
+    git_commit: str | None
+
+
+class WorldInfo(Strict):
+    """How many processes a run had, and how they were tied together."""
+
+    processes: Annotated[int, Field(ge=1)]
+    backend: str | None
+    threads_per_process: Annotated[int, Field(ge=1)]
+    oversubscribed: bool
+    global_batch: Annotated[int, Field(ge=1)]
+    precision: Literal["fp32", "bf16", "fp16"]
+
+
+class DatasetInfo(Strict):
+    """The images, with a fingerprint (SHA-256 over the pixels and labels as they were read)."""
+
+    name: str
+    classes: list[str]
+    train_images: Count
+    test_images: Count
+    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class RunRecord(Strict):
+    """One finished training run. Times in seconds, memory in bytes, accuracy as a share of the test images."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: RunKind
+    recipe: str
+    finished_at: str
+    config: TrainConfig
+    world: WorldInfo
+    environment: Environment
+    dataset: DatasetInfo
+    parameters: Count
+    train_seconds: Amount
+    evaluation_seconds: Amount
+    images_per_second: Amount
+    test_accuracy: Share
+    test_loss: Amount
+    peak_memory_bytes: list[Count]
+    accelerator_peak_bytes: list[Count | None]
+    confusion: list[list[Count]]
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> RunRecord:
+        classes, tested = len(self.dataset.classes), sum(map(sum, self.confusion))
+        if len(self.confusion) != classes or any(len(row) != classes for row in self.confusion):
+            raise ValueError(f"confusion must be {classes} x {classes}, as there are {classes} classes")
+        if tested != self.dataset.test_images:
+            raise ValueError(f"confusion counts {tested} images, the test set has {self.dataset.test_images}")
+        right = sum(self.confusion[i][i] for i in range(classes))
+        if abs(right / max(tested, 1) - self.test_accuracy) > 1e-9:
+            raise ValueError("test_accuracy does not follow from confusion")
+        if len(self.peak_memory_bytes) != self.world.processes:
+            raise ValueError(f"peak_memory_bytes must have {self.world.processes} entries, one per process")
+        return self
+
+
+class EpochRecord(Strict):
+    """One epoch; the learning rate is that of its last step, losses are means over images."""
+
+    epoch: Annotated[int, Field(ge=1)]
+    train_loss: Amount
+    train_accuracy: Share
+    test_loss: Amount
+    test_accuracy: Share
+    learning_rate: Amount
+    train_seconds: Amount
+    evaluation_seconds: Amount
+    images_per_second: Amount
+
+
+class HistoryRecord(Strict):
+    """The epochs of one run, in order."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: RunKind
+    recipe: str
+    epochs: list[EpochRecord]
+
+
+class Arrangement(Strict):
+    """One way to spread the same global batch over the machine, and its rate in each round of a benchmark."""
+
+    name: str
+    processes: Annotated[int, Field(ge=1)]
+    threads: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)]
+    images_per_second: Annotated[list[Amount], Field(min_length=2)]
+
+
+class BenchmarkRecord(Strict):
+    """Short training runs timed in turns: `rounds` times, `steps` optimizer steps of each arrangement."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    recipe: str
+    environment: Environment
+    precision: Literal["fp32", "bf16", "fp16"]
+    gradient_compression: str
+    steps: Annotated[int, Field(ge=1)]
+    rounds: Annotated[int, Field(ge=2)]
+    arrangements: Annotated[list[Arrangement], Field(min_length=2)]
+
+
+class CourseChoice(Strict):
+    """What notebook 01 chose and the notebooks after it use."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    recipe: str
+    data_dir: str
+    results_dir: str
+    checkpoint_dir: str
+    device: str
+    processes: Annotated[int, Field(ge=1)]
+    epochs: Annotated[int, Field(ge=1)] | None
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Strict)
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Create or replace `path` whole or not at all: temporary file, flush to disk, rename.
+
+    Raises InputError when the folder cannot be made or written; what was there before then stays.
+    """
+    name = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            name = file.name
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if os.name == "posix":  # the temporary file is private; the result gets what the user's umask allows
+            umask = os.umask(0)
+            os.umask(umask)
+            Path(name).chmod(0o666 & ~umask)
+        Path(name).replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror or error}); choose a writable folder") from error
+    finally:
+        if name:
+            Path(name).unlink(missing_ok=True)
+
+
+def save_record(record: Strict, path: Path) -> None:
+    """Write the record as JSON, whole or not at all."""
+    text = record.model_dump_json(indent=1) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def load_record(schema: type[AnyRecord], path: Path) -> AnyRecord:
+    """Read and check one record. Raises InputError that names the file and the first field at fault."""
+    try:
+        if path.stat().st_size > LARGEST_RECORD:
+            raise InputError(f"{path} is larger than any record of this workbook; remove it")
+        return schema.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; the run that makes it has not finished here") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror or error})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise InputError(
+            f"{path} does not fit: {where}: {first['msg']}; run the training again to replace it"
+        ) from None
+
+
+def record_paths(run_dir: Path, kind: RunKind) -> tuple[Path, Path]:
+    """Where a run's metrics and history are written."""
+    return run_dir / f"{kind}_metrics.json", run_dir / f"{kind}_history.json"
+
+
+def load_run(run_dir: Path, kind: RunKind) -> tuple[RunRecord, HistoryRecord]:
+    """Both files of one finished run. Raises InputError when one is missing, torn, foreign or of another run."""
+    metrics, history = record_paths(run_dir, kind)
+    run, epochs = load_record(RunRecord, metrics), load_record(HistoryRecord, history)
+    if (epochs.kind, epochs.recipe, len(epochs.epochs)) != (run.kind, run.recipe, run.config.epochs):
+        raise InputError(f"{history} belongs to another run than {metrics}; run the training again")
+    if run.kind != kind:
+        raise InputError(f"{metrics} does not fit: kind: is {run.kind!r}, expected {kind!r}")
+    return run, epochs

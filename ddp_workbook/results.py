@@ -1,0 +1,122 @@
+"""From a finished run to its files: checkpoint, history, metrics."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from torch import Tensor
+
+from ddp_workbook.checkpoint import TrainingState, checkpoint_path, save_checkpoint
+from ddp_workbook.config import TrainConfig
+from ddp_workbook.datasets import Dataset
+from ddp_workbook.devices import (
+    accelerator_peak_bytes,
+    available_cores,
+    choose_threads,
+    describe_environment,
+    peak_memory_bytes,
+)
+from ddp_workbook.distributed import World, gather_objects, unwrap
+from ddp_workbook.engine import accuracy
+from ddp_workbook.errors import InputError
+from ddp_workbook.models import count_parameters
+from ddp_workbook.record import (
+    EpochRecord,
+    HistoryRecord,
+    RunKind,
+    RunRecord,
+    WorldInfo,
+    load_run,
+    record_paths,
+    save_record,
+)
+
+
+def run_kind(world: World) -> RunKind:
+    """A run under torchrun is the distributed one, whatever its size."""
+    return "distributed" if world.launched else "baseline"
+
+
+def check_writable(config: TrainConfig) -> None:
+    """Raise InputError now, not after the training, when a folder for the results cannot be written."""
+    for folder in (config.run_dir, config.checkpoint_dir):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise InputError(f"cannot write into {folder} ({error.strerror}); choose a writable folder") from error
+
+
+def describe_world(config: TrainConfig, world: World, backend: str, precision: str) -> WorldInfo:
+    """The world part of the record."""
+    threads = choose_threads(config.threads, world.local_size)
+    return WorldInfo(
+        processes=world.size,
+        backend=backend if world.launched else None,
+        threads_per_process=threads,
+        oversubscribed=threads * world.local_size > available_cores(),
+        global_batch=config.global_batch(world.size),
+        precision=precision,
+    )
+
+
+def save_run(
+    state: TrainingState,
+    history: list[EpochRecord],
+    confusion: Tensor,
+    data: Dataset,
+    config: TrainConfig,
+    world: World,
+    backend: str,
+) -> RunRecord | None:
+    """Write checkpoint, history and, last, metrics: a run whose metrics are there is complete.
+
+    Every rank must call it, to tell its memory; rank 0 writes, and gets the record.
+    """
+    device = state.amp.device
+    memory = gather_objects((peak_memory_bytes(), accelerator_peak_bytes(device)))
+    if not world.is_main:
+        return None
+    kind, train_seconds = run_kind(world), sum(epoch.train_seconds for epoch in history)
+    record = RunRecord(
+        kind=kind,
+        recipe=config.recipe,
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        config=config,
+        world=describe_world(config, world, backend, state.amp.precision),
+        environment=describe_environment(device),
+        dataset=data.info(),
+        parameters=count_parameters(unwrap(state.model)),
+        train_seconds=train_seconds,
+        evaluation_seconds=sum(epoch.evaluation_seconds for epoch in history),
+        images_per_second=sum(e.images_per_second * e.train_seconds for e in history) / train_seconds,
+        test_accuracy=accuracy(confusion),
+        test_loss=history[-1].test_loss,
+        peak_memory_bytes=[host for host, _ in memory],
+        accelerator_peak_bytes=[accelerator for _, accelerator in memory],
+        confusion=confusion.tolist(),
+    )
+    save_checkpoint(checkpoint_path(config, kind), state, config, kind)
+    metrics, epochs = record_paths(config.run_dir, kind)
+    metrics.unlink(missing_ok=True)
+    save_record(HistoryRecord(kind=kind, recipe=config.recipe, epochs=history), epochs)
+    save_record(record, metrics)
+    return record
+
+
+def finished_run(config: TrainConfig, kind: RunKind, processes: int) -> tuple[RunRecord, HistoryRecord] | None:
+    """An earlier run with this very configuration, if its files are there and whole; folders may differ."""
+
+    def without_folders(c: TrainConfig) -> TrainConfig:
+        return replace(c, data_dir=Path(), results_dir=Path(), checkpoint_dir=Path())
+
+    try:
+        run, history = load_run(config.run_dir, kind)
+    except InputError:
+        return None
+    same = without_folders(run.config) == without_folders(config) and run.world.processes == processes
+    return (run, history) if same and checkpoint_path(config, kind).exists() else None

@@ -1,0 +1,99 @@
+"""Train one recipe on one process or many: the story of a data-parallel run.
+
+On two processes of this machine (NCCL on GPUs, Gloo on CPUs):
+    torchrun --standalone --nproc_per_node=2 distributed_train.py --batch-size 64 --epochs 10 --lr 0.1 --momentum 0.9
+The serial baseline is the same script without torchrun:
+    python distributed_train.py --batch-size 128
+Without any download, in about a minute:
+    torchrun --standalone --nproc_per_node=2 distributed_train.py --recipe resnet50-digits --batch-size 16
+All flags, each with its default:
+    python distributed_train.py --help
+
+Results: results/<recipe>/<baseline|distributed>_metrics.json and _history.json; the model goes to checkpoints/.
+Lines marked NEW are those that several processes need and a single one would not.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from ddp_workbook.checkpoint import TrainingState
+from ddp_workbook.config import TrainConfig
+from ddp_workbook.datasets import Dataset, load_dataset
+from ddp_workbook.devices import Arithmetic, choose_backend, choose_device, choose_precision, set_threads
+from ddp_workbook.distributed import World, process_group, read_world, wrap_ddp
+from ddp_workbook.engine import Reporter, build_optimizer, build_schedule, fit
+from ddp_workbook.errors import InputError, exit_with
+from ddp_workbook.flags import parse_flags
+from ddp_workbook.loader import TrainLoader
+from ddp_workbook.models import build_model
+from ddp_workbook.progress import describe_result, describe_run, make_reporters
+from ddp_workbook.results import check_writable, run_kind, save_run
+
+
+def run(config: TrainConfig, world: World) -> None:
+    """Everything that can be refused comes first, before any process waits for another."""
+    # 1. The machine: each process takes its device and its share of the cores.
+    device = choose_device(config.device, world.size, world.local_rank)
+    backend = choose_backend(config.backend, device, world.local_size)
+    amp = Arithmetic(device, choose_precision(config.precision, device))
+    set_threads(config, world.local_size)
+    check_writable(config)
+
+    # 2. The data: every rank holds all images and visits its own shard of them, reshuffled each epoch.
+    data = load_dataset(config)
+    loader = TrainLoader(data, config, world, device)
+    reporters = make_reporters(config, world, run_kind(world), loader.steps)
+
+    with process_group(world, backend, device):  # NEW: the ranks meet
+        train(config, world, backend, amp, data, loader, reporters)
+
+
+def train(
+    config: TrainConfig,
+    world: World,
+    backend: str,
+    amp: Arithmetic,
+    data: Dataset,
+    loader: TrainLoader,
+    reporters: list[Reporter],
+) -> None:
+    """One run, from fresh weights to the files. A function of its own, so that the model is gone before the group."""
+    # 3. The model: the same seed on every rank, so all start from the same weights.
+    torch.manual_seed(config.seed)
+    model = build_model(config, len(data.classes)).to(amp.device, memory_format=torch.channels_last)
+    if world.launched:
+        model = wrap_ddp(model, amp.device, config.gradient_compression)  # NEW: backward averages the gradients
+
+    # 4. The optimizer: its learning rate follows the global batch, not the number of processes.
+    optimizer = build_optimizer(model, config, processes=world.size)
+    schedule = build_schedule(optimizer, config, loader.steps)
+    state = TrainingState(model, optimizer, schedule, amp)
+    if world.is_main:  # NEW: one rank speaks for all
+        print(describe_run(config, world, amp, loader), flush=True)
+
+    # 5. The epochs. Inside, loss.backward() is where DDP communicates; optimizer.step() is local.
+    history, confusion = fit(state, loader, data, config, world, reporters)
+
+    # 6. The files: every rank reports its memory, rank 0 writes.
+    result = save_run(state, history, confusion, data, config, world, backend)
+    if result:
+        print(describe_result(result), flush=True)
+
+
+@record  # NEW: torchrun then shows the error of the rank that failed first
+def main() -> None:
+    world = World()
+    try:
+        world = read_world()
+        config = parse_flags(sys.argv[1:], __doc__)
+        run(config, world)
+    except InputError as error:
+        exit_with(error, "distributed_train.py", speak=world.is_main)
+
+
+if __name__ == "__main__":
+    main()
