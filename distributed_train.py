@@ -38,14 +38,14 @@ def run(config: TrainConfig, world: World) -> None:
     """Everything that can be refused comes first, before any process waits for another."""
     # 1. The machine: each process takes its device and its share of the cores.
     device = choose_device(config.device, world.size, world.local_rank)
-    backend = choose_backend(config.backend, device, world.local_size)
+    backend = choose_backend(config.backend, device, world.local_size)  # NEW: what carries the gradients
     amp = Arithmetic(device, choose_precision(config.precision, device))
     set_threads(config, world.local_size)
     check_writable(config)
 
     # 2. The data: every rank holds all images and visits its own shard of them, reshuffled each epoch.
     data = load_dataset(config)
-    loader = TrainLoader(data, config, world, device)
+    loader = TrainLoader(data, config, world, device)  # NEW: world decides which shard
     reporters = make_reporters(config, world, run_kind(world), loader.steps)
 
     with process_group(world, backend, device):  # NEW: the ranks meet
@@ -78,7 +78,7 @@ def train(
     # 5. The epochs. Inside, loss.backward() is where DDP communicates; optimizer.step() is local.
     history, confusion = fit(state, loader, data, config, world, reporters)
 
-    # 6. The files: every rank reports its memory, rank 0 writes.
+    # 6. The files: every rank reports its memory; rank 0 writes, and it alone gets the record.
     result = save_run(state, history, confusion, data, config, world, backend)
     if result:
         print(describe_result(result), flush=True)
@@ -88,7 +88,7 @@ def train(
 def main() -> None:
     world = World()
     try:
-        world = read_world()
+        world = read_world()  # NEW: which process am I, and how many are we?
         config = parse_flags(sys.argv[1:], __doc__)
         run(config, world)
     except InputError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,15 +30,41 @@ from ddp_workbook.devices import (
     synchronize,
 )
 from ddp_workbook.distributed import World, bind_to_loopback, wrap_ddp
-from ddp_workbook.engine import build_optimizer, train_step
+from ddp_workbook.engine import build_optimizer, evaluate, train_step
 from ddp_workbook.errors import InputError
 from ddp_workbook.launch import LaunchError
 from ddp_workbook.loader import Batch, TrainLoader
 from ddp_workbook.models import build_model
 from ddp_workbook.record import Arrangement, BenchmarkRecord
+from ddp_workbook.scaling import Interval
 
 WARM_UP_STEPS = 3
 SECONDS_TO_STOP = 20
+
+
+def probe(batch_size: int, device: torch.device, steps: int = 5) -> tuple[Interval, Interval]:
+    """Images per second of a ResNet-50 in training and evaluation, on random images: median, slowest, fastest step."""
+    config = TrainConfig(batch_size=batch_size)
+    amp = Arithmetic(device, choose_precision(config.precision, device))
+    set_threads(config, local_processes=1)
+    model = build_model(config, classes=10).to(device, memory_format=torch.channels_last)
+    optimizer = build_optimizer(model, config, processes=1)
+    images = torch.randn(batch_size, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
+    batch = images, torch.randint(10, (batch_size,), device=device)
+    training = _rates(lambda: train_step(model.train(), [batch], optimizer, amp, 0.0), batch_size, steps, device)
+    evaluation = _rates(lambda: evaluate(model, [batch], 10, amp), batch_size, steps, device)
+    return training, evaluation
+
+
+def _rates(step: Callable[[], object], images: int, steps: int, device: torch.device) -> Interval:
+    rates = []
+    for number in range(2 + steps):
+        start = time.perf_counter()
+        step()
+        synchronize(device)
+        if number >= 2:
+            rates.append(images / (time.perf_counter() - start))
+    return Interval(statistics.median(rates), min(rates), max(rates))
 
 
 class Team:

@@ -102,7 +102,7 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     sums = torch.zeros(2, device=amp.device)
     for number, (images, labels) in enumerate(batches, start=1):
-        with gradient_sync(model, wanted=number == len(batches)):
+        with gradient_sync(model, wanted=number == len(batches)):  # NEW: average in the last backward only
             with amp.autocast():
                 logits = model(images)
                 loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
@@ -135,7 +135,7 @@ def train_epoch(
         for reporter in reporters:
             reporter.on_step(Progress(epoch, step, loader.steps, images, sums[0]))
     totals = torch.cat([sums, sums.new_tensor([images])])
-    loss_sum, right, count = reduce_sum(totals).tolist()
+    loss_sum, right, count = reduce_sum(totals).tolist()  # NEW: over all ranks
     return loss_sum / count, right / count
 
 
@@ -153,7 +153,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], classes: int, amp: Arit
             logits = model(images)
         loss_sum += functional.cross_entropy(logits.float(), labels, reduction="sum")
         confusion += torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)
-    confusion, loss_sum = reduce_sum(confusion), reduce_sum(loss_sum)
+    confusion, loss_sum = reduce_sum(confusion), reduce_sum(loss_sum)  # NEW: each rank has tested its share
     return confusion.view(classes, classes).cpu(), loss_sum.item() / max(int(confusion.sum()), 1)
 
 
@@ -180,7 +180,7 @@ def fit(
         )
         synchronize(state.amp.device)
         trained = time.perf_counter()
-        average_buffers(state.model)
+        average_buffers(state.model)  # NEW: all ranks test the same model
         batches = evaluation_batches(test, loader.normalise, world)
         confusion, test_loss = evaluate(unwrap(state.model), batches, len(data.classes), state.amp)
         done = time.perf_counter()

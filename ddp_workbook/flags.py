@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -32,17 +32,21 @@ def parse_flags(arguments: Sequence[str], description: str) -> TrainConfig:
     except argparse.ArgumentError as error:
         raise InputError(f"--recipe: {error.message}; choose one of: {', '.join(RECIPES)}") from None
     defaults = _Flags(**_values(get_recipe(name)), recipe_name=name)
+    values = _values(parse(_Flags, arguments, default=defaults, description=description))
+    values.pop("recipe_name")
+    return TrainConfig(**values)
+
+
+def parse(schema: Any, arguments: Sequence[str], **options: Any) -> Any:
+    """tyro.cli with its framed message turned into an InputError of one line; --help still prints and ends."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            flags = tyro.cli(_Flags, args=arguments, default=defaults, description=description)
+            return tyro.cli(schema, args=arguments, **options)
     except SystemExit as end:
         if end.code:
             raise InputError(_one_line(said.getvalue())) from None
-        raise  # --help
-    values = _values(flags)
-    values.pop("recipe_name")
-    return TrainConfig(**values)
+        raise
 
 
 def to_flags(config: TrainConfig) -> list[str]:

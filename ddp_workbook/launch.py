@@ -59,14 +59,14 @@ def torchrun(
 
 
 def _command(script: Path, processes: int, arguments: Sequence[str]) -> list[str]:
-    torchrun_module = [sys.executable, "-u", "-m", "torch.distributed.run", "--standalone"]
+    torchrun_module = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return [*torchrun_module, f"--nproc_per_node={processes}", str(script), *map(str, arguments)]
 
 
 def _environment(processes: int, error_file: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in TORCHRUN_VARIABLES}
     kept.setdefault("OMP_NUM_THREADS", str(choose_threads(0, processes)))  # or torchrun sets it to 1, with a banner
-    return kept | {"TORCHELASTIC_ERROR_FILE": str(error_file), "PYTHONUNBUFFERED": "1"}
+    return kept | {"TORCHELASTIC_ERROR_FILE": str(error_file)}
 
 
 def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen:

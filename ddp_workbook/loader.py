@@ -47,7 +47,7 @@ class TrainLoader:
 
     def epoch(self, number: int) -> Iterator[list[Batch]]:
         """Optimizer steps of epoch `number`, each a list of `accumulate` batches."""
-        self.sampler.set_epoch(number)  # without it, every epoch would have the same order
+        self.sampler.set_epoch(number)  # NEW: without it, every epoch would have the same order
         order = torch.tensor(list(self.sampler))
         draws = torch.Generator().manual_seed((self.seed * 1_000_003 + number * 1_009 + self.world.rank) % 2**63)
         size, count = self.batch_size, self.accumulate

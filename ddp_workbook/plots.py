@@ -35,9 +35,8 @@ STYLE = {
 
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
-    return figure, axes
+    plt.rcParams.update(STYLE)  # for good: rc_context would also reset the notebook's interactive mode
+    return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
 
 
 def save_png(figure: Figure, path: Path) -> None:
@@ -50,10 +49,31 @@ def save_png(figure: Figure, path: Path) -> None:
 def to_svg(figure: Figure) -> bytes:
     """The figure as SVG, the same bytes for the same figure."""
     picture = io.BytesIO()
-    with plt.rc_context(STYLE):
-        figure.savefig(picture, format="svg", metadata={"Date": None})
+    figure.savefig(picture, format="svg", metadata={"Date": None})
     plt.close(figure)
     return picture.getvalue()
+
+
+def image_row(images: np.ndarray, titles: Sequence[str], columns: int | None = None) -> Figure:
+    """Images (n, size, size, 3) as bytes, each under its title; 12 to a row unless `columns` says otherwise."""
+    columns = columns or min(len(images), 12)
+    rows = -(-len(images) // columns)
+    figure, axes = _figure(rows, columns, 0.95 * columns, 1.25 * rows)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image, title in zip(axes.flat, images, titles, strict=False):
+        ax.imshow(image, interpolation="nearest")
+        ax.set_title(title, fontsize=8)
+    return figure
+
+
+def schedule(rates: Sequence[float], steps_per_epoch: int) -> Figure:
+    """Learning rate of every optimizer step of a run."""
+    figure, axes = _figure(1, 1, 7, 2.6)
+    ax = axes[0, 0]
+    ax.plot(np.arange(1, len(rates) + 1) / steps_per_epoch, rates, color=BLUE)
+    ax.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    return figure
 
 
 def training_curves(histories: Sequence[HistoryRecord]) -> Figure:

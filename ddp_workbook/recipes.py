@@ -10,7 +10,7 @@ EMBEDDED = "resnet50-digits"  # needs no download: the images come with scikit-l
 
 _ALL = (
     TrainConfig(dataset="cifar10"),
-    TrainConfig(dataset="digits", epochs=16, batch_size=32, lr=0.05, lr_batch=32),
+    TrainConfig(dataset="digits", epochs=14, batch_size=64, lr=0.05, lr_batch=64, warmup=0.15, label_smoothing=0.0),
     TrainConfig(dataset="mnist", epochs=3),
     TrainConfig(dataset="imagefolder"),
 )

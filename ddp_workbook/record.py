@@ -153,14 +153,56 @@ class CourseChoice(Strict):
     schema_version: Literal[1] = SCHEMA_VERSION
     recipe: str
     data_dir: str
-    results_dir: str
-    checkpoint_dir: str
-    device: str
+    device: Literal["cpu", "cuda", "mps"]
     processes: Annotated[int, Field(ge=1)]
     epochs: Annotated[int, Field(ge=1)] | None
 
 
 AnyRecord = TypeVar("AnyRecord", bound=Strict)
+
+
+class NotebookTimes(Strict):
+    """Seconds from a notebook's first cell to its last, by notebook."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    seconds: dict[str, Amount]
+
+
+class RunSummary(Strict):
+    """One run in the summary of notebook 04."""
+
+    test_accuracy: Share
+    accuracy_low: Share
+    accuracy_high: Share
+    train_seconds: Amount
+    images_per_second: Amount
+    worst_class: str
+    worst_class_accuracy: Share
+
+
+class SpeedupSummary(Strict):
+    """Speedup of the distributed run over one serial baseline, with its 95 % interval."""
+
+    baseline: str
+    speedup: Amount
+    low: Amount
+    high: Amount
+    efficiency: Amount
+
+
+class TestSummary(Strict):
+    """What notebook 04 concludes: test_summary.json."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    recipe: str
+    test_images: Count
+    baseline: RunSummary
+    distributed: RunSummary
+    accuracy_difference: float
+    accuracy_difference_low: float
+    accuracy_difference_high: float
+    rechecked_disagreements: Count
+    speedups: list[SpeedupSummary]
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:

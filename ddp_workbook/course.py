@@ -1,0 +1,143 @@
+"""What the notebooks share: the choice made in notebook 01, their durations, and the %%ranks cell magic."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torchvision
+from IPython import get_ipython
+
+from ddp_workbook.config import TrainConfig
+from ddp_workbook.devices import available_cores, choose_device
+from ddp_workbook.errors import InputError
+from ddp_workbook.launch import torchrun
+from ddp_workbook.recipes import get_recipe
+from ddp_workbook.record import (
+    BenchmarkRecord,
+    CourseChoice,
+    HistoryRecord,
+    NotebookTimes,
+    RunRecord,
+    load_record,
+    load_run,
+    save_record,
+)
+
+CHOICE_FILE = Path("results") / "course.json"
+REFERENCE = Path("results") / "reference"
+_clock = {"started": 0.0, "notebook": "", "recipe": ""}
+
+
+def course_config(choice: CourseChoice) -> TrainConfig:
+    """The baseline's configuration under the course's choice."""
+    recipe = get_recipe(choice.recipe)
+    return replace(
+        recipe,
+        data_dir=Path(choice.data_dir),
+        device=choice.device,
+        epochs=recipe.epochs if choice.epochs is None else choice.epochs,
+    )
+
+
+def distributed_config(config: TrainConfig, processes: int) -> TrainConfig:
+    """The baseline's global batch, shared out evenly among the processes."""
+    if config.batch_size % processes:
+        raise InputError(f"a batch of {config.batch_size} cannot be shared out evenly among {processes} processes")
+    return replace(config, batch_size=config.batch_size // processes)
+
+
+def choose(recipe: str, data_dir: str, processes: int, epochs: int | None) -> tuple[CourseChoice, TrainConfig]:
+    """Check the reader's choice, save it for the other notebooks, and return it with the baseline's configuration.
+
+    Both runs of the course must use the same kind of device, so it is one that several processes can share.
+    """
+    get_recipe(recipe)
+    device = choose_device("auto", processes).type
+    choice = CourseChoice(recipe=recipe, data_dir=data_dir, device=device, processes=processes, epochs=epochs)
+    config = course_config(choice)
+    distributed_config(config, processes)
+    save_record(choice, CHOICE_FILE)
+    _clock["recipe"] = recipe
+    return choice, config
+
+
+def load_choice() -> tuple[CourseChoice, TrainConfig]:
+    """The choice that notebook 01 saved, and the baseline's configuration under it."""
+    try:
+        choice = load_record(CourseChoice, CHOICE_FILE)
+    except InputError as error:
+        raise InputError(f"{error} (run notebook 01 first: it makes {CHOICE_FILE})") from None
+    _clock["recipe"] = choice.recipe
+    return choice, course_config(choice)
+
+
+def begin(notebook: str) -> None:
+    """First cell of a notebook: versions and device, how long it took before, and the %%ranks magic."""
+    _clock.update(started=time.perf_counter(), notebook=notebook, recipe="")
+    shell = get_ipython()
+    if shell is not None:
+        shell.register_magic_function(_ranks, magic_kind="cell", magic_name="ranks")
+    print(f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}")
+    print(f"device: {choose_device('auto')}, {available_cores()} CPU cores")
+    for recipe_dir in sorted(REFERENCE.glob("*")):
+        times = _times(recipe_dir)
+        if notebook in times.seconds:
+            run, _ = load_run(recipe_dir, "baseline")
+            print(
+                f"reference time: {_duration(times.seconds[notebook])} for {recipe_dir.name} "
+                f"on {run.environment.cpu}, {run.environment.cores} cores"
+            )
+
+
+def finish() -> None:
+    """Last cell of a notebook: how long it took here, printed and kept for the record."""
+    seconds = time.perf_counter() - _clock["started"]
+    folder = Path("results") / _clock["recipe"]
+    times = _times(folder).seconds | {_clock["notebook"]: seconds}
+    save_record(NotebookTimes(seconds=times), folder / "notebook_times.json")
+    print(f"this notebook took {_duration(seconds)} here")
+
+
+def _times(folder: Path) -> NotebookTimes:
+    path = folder / "notebook_times.json"
+    return load_record(NotebookTimes, path) if path.exists() else NotebookTimes(seconds={})
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+def reference_run(recipe: str, kind: str) -> tuple[RunRecord, HistoryRecord] | None:
+    """Our own full run of the recipe, to put beside the reader's; None where there is none."""
+    folder = REFERENCE / recipe
+    return load_run(folder, kind) if (folder / f"{kind}_metrics.json").exists() else None
+
+
+def reference_benchmark(recipe: str) -> BenchmarkRecord | None:
+    """Our own interleaved timings of the recipe; None where there are none."""
+    path = REFERENCE / recipe / "benchmark.json"
+    return load_record(BenchmarkRecord, path) if path.exists() else None
+
+
+def _ranks(line: str, cell: str) -> None:
+    """%%ranks N: run the cell's code, on its own, on N processes that torchrun starts."""
+    try:
+        processes = int(line)
+    except ValueError:
+        raise InputError(f"%%ranks needs a number of processes, as in %%ranks 2; not {line!r}") from None
+    with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
+        script = Path(folder) / "cell.py"
+        script.write_text(_PRELUDE + cell, encoding="utf-8")
+        torchrun([], processes, script)
+
+
+# A whole line of output at a time, so that the ranks' lines do not run into each other; and no network.
+_PRELUDE = """\
+import sys; sys.stdout.reconfigure(line_buffering=True)
+from ddp_workbook.distributed import bind_to_loopback; bind_to_loopback()
+"""
