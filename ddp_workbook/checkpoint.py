@@ -15,7 +15,8 @@ from ddp_workbook.config import TrainConfig
 from ddp_workbook.devices import Arithmetic
 from ddp_workbook.distributed import unwrap
 from ddp_workbook.errors import InputError
-from ddp_workbook.record import RunKind, write_whole
+from ddp_workbook.files import write_whole
+from ddp_workbook.record import RunKind
 
 CHECKPOINT_VERSION = 1
 FIELDS = {

@@ -15,6 +15,7 @@ from IPython import get_ipython
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.devices import available_cores, choose_device
 from ddp_workbook.errors import InputError
+from ddp_workbook.files import load_record, save_record
 from ddp_workbook.launch import torchrun
 from ddp_workbook.recipes import get_recipe
 from ddp_workbook.record import (
@@ -23,9 +24,7 @@ from ddp_workbook.record import (
     HistoryRecord,
     NotebookTimes,
     RunRecord,
-    load_record,
     load_run,
-    save_record,
 )
 
 CHOICE_FILE = Path("results") / "course.json"

@@ -17,6 +17,7 @@ from ddp_workbook.config import TrainConfig
 from ddp_workbook.datasets import Dataset
 from ddp_workbook.devices import Arithmetic, synchronize
 from ddp_workbook.distributed import World, average_buffers, gradient_sync, reduce_sum, unwrap
+from ddp_workbook.errors import InputError
 from ddp_workbook.loader import Batch, TrainLoader, evaluation_batches
 from ddp_workbook.record import EpochRecord
 
@@ -180,6 +181,8 @@ def fit(
         )
         synchronize(state.amp.device)
         trained = time.perf_counter()
+        if not math.isfinite(loss):  # the reduced loss: every rank sees the same and stops here
+            raise InputError(f"training diverged: the loss of epoch {epoch} is {loss}; use a smaller --lr or fp32")
         average_buffers(state.model)  # NEW: all ranks test the same model
         batches = evaluation_batches(test, loader.normalise, world)
         confusion, test_loss = evaluate(unwrap(state.model), batches, len(data.classes), state.amp)

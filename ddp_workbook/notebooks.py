@@ -14,7 +14,7 @@ from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
 from ddp_workbook.errors import InputError
-from ddp_workbook.record import write_whole
+from ddp_workbook.files import write_whole
 
 COURSE = (
     "01_environment_setup.ipynb",

@@ -12,7 +12,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ddp_workbook.record import Arrangement, BenchmarkRecord, HistoryRecord, RunRecord, write_whole
+from ddp_workbook.files import write_whole
+from ddp_workbook.record import Arrangement, BenchmarkRecord, HistoryRecord, RunRecord
 from ddp_workbook.scaling import median_interval, speedup_table, wilson
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#595959"

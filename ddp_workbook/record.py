@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.errors import InputError
+from ddp_workbook.files import load_record
 
 SCHEMA_VERSION = 1
-LARGEST_RECORD = 50_000_000  # bytes; a larger file is not one of ours
 
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -158,9 +155,6 @@ class CourseChoice(Strict):
     epochs: Annotated[int, Field(ge=1)] | None
 
 
-AnyRecord = TypeVar("AnyRecord", bound=Strict)
-
-
 class NotebookTimes(Strict):
     """Seconds from a notebook's first cell to its last, by notebook."""
 
@@ -190,7 +184,7 @@ class SpeedupSummary(Strict):
     efficiency: Amount
 
 
-class TestSummary(Strict):
+class CourseSummary(Strict):
     """What notebook 04 concludes: test_summary.json."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -203,55 +197,6 @@ class TestSummary(Strict):
     accuracy_difference_high: float
     rechecked_disagreements: Count
     speedups: list[SpeedupSummary]
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Create or replace `path` whole or not at all: temporary file, flush to disk, rename.
-
-    Raises InputError when the folder cannot be made or written; what was there before then stays.
-    """
-    name = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            name = file.name
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if os.name == "posix":  # the temporary file is private; the result gets what the user's umask allows
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(name).chmod(0o666 & ~umask)
-        Path(name).replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror or error}); choose a writable folder") from error
-    finally:
-        if name:
-            Path(name).unlink(missing_ok=True)
-
-
-def save_record(record: Strict, path: Path) -> None:
-    """Write the record as JSON, whole or not at all."""
-    text = record.model_dump_json(indent=1) + "\n"
-    write_whole(path, lambda file: file.write(text.encode()))
-
-
-def load_record(schema: type[AnyRecord], path: Path) -> AnyRecord:
-    """Read and check one record. Raises InputError that names the file and the first field at fault."""
-    try:
-        if path.stat().st_size > LARGEST_RECORD:
-            raise InputError(f"{path} is larger than any record of this workbook; remove it")
-        return schema.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; the run that makes it has not finished here") from None
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror or error})") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise InputError(
-            f"{path} does not fit: {where}: {first['msg']}; run the training again to replace it"
-        ) from None
 
 
 def record_paths(run_dir: Path, kind: RunKind) -> tuple[Path, Path]:

@@ -22,6 +22,7 @@ from ddp_workbook.devices import (
 from ddp_workbook.distributed import World, gather_objects, unwrap
 from ddp_workbook.engine import accuracy
 from ddp_workbook.errors import InputError
+from ddp_workbook.files import save_record
 from ddp_workbook.models import count_parameters
 from ddp_workbook.record import (
     EpochRecord,
@@ -31,7 +32,6 @@ from ddp_workbook.record import (
     WorldInfo,
     load_run,
     record_paths,
-    save_record,
 )
 
 

@@ -1,0 +1,1 @@
+"""The PDF report: records in, PDF/UA-1 out."""

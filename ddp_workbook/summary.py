@@ -1,0 +1,94 @@
+"""The two runs side by side, as a table and as the few numbers that the course concludes with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from ddp_workbook.record import BenchmarkRecord, CourseSummary, RunRecord, RunSummary, SpeedupSummary
+from ddp_workbook.scaling import accuracy_difference, speedup_table, wilson
+
+MIB = 2**20
+
+
+def table_column(run: RunRecord) -> dict[str, str]:
+    """One run's column of the table."""
+    world, low_high = run.world, wilson(correct(run), run.dataset.test_images)
+    return {
+        "test accuracy": f"{run.test_accuracy:.2%}",
+        "95 % interval": f"{low_high.low:.2%} to {low_high.high:.2%}",
+        "test loss (nats)": f"{run.test_loss:.3f}",
+        "training time (s)": f"{run.train_seconds:.1f}",
+        "evaluation time (s)": f"{run.evaluation_seconds:.1f}",
+        "training rate (images/s)": f"{run.images_per_second:.0f}",
+        "epochs": str(run.config.epochs),
+        "processes x threads": f"{world.processes} x {world.threads_per_process}",
+        "global batch": str(world.global_batch),
+        "precision": world.precision,
+        "backend": world.backend or "none",
+        "parameters": f"{run.parameters:,}",
+        "peak memory per process (MiB)": ", ".join(f"{size / MIB:.0f}" for size in run.peak_memory_bytes),
+        "hardware": f"{run.environment.accelerator or run.environment.cpu}, {run.environment.cores} cores",
+        "torch": run.environment.torch,
+    }
+
+
+def comparison_table(runs: Sequence[RunRecord], references: Sequence[RunRecord] = ()) -> pd.DataFrame:
+    """A column per run, and one per reference run of the same recipe where there is one."""
+    columns = {run.kind: table_column(run) for run in runs}
+    columns |= {f"{run.kind}, reference": table_column(run) for run in references}
+    return pd.DataFrame(columns)
+
+
+def correct(run: RunRecord) -> int:
+    """Number of test images classified right."""
+    return sum(row[i] for i, row in enumerate(run.confusion))
+
+
+def class_accuracies(run: RunRecord) -> list[float]:
+    """Share of each class's test images that is recognised, in class order."""
+    return [row[i] / max(sum(row), 1) for i, row in enumerate(run.confusion)]
+
+
+def summarise_run(run: RunRecord) -> RunSummary:
+    """A run in seven numbers."""
+    by_class = class_accuracies(run)
+    worst = min(range(len(by_class)), key=by_class.__getitem__)
+    interval = wilson(correct(run), run.dataset.test_images)
+    return RunSummary(
+        test_accuracy=run.test_accuracy,
+        accuracy_low=interval.low,
+        accuracy_high=interval.high,
+        train_seconds=run.train_seconds,
+        images_per_second=run.images_per_second,
+        worst_class=run.dataset.classes[worst],
+        worst_class_accuracy=by_class[worst],
+    )
+
+
+def summarise(
+    baseline: RunRecord, distributed: RunRecord, benchmark: BenchmarkRecord, disagreements: int
+) -> CourseSummary:
+    """What notebook 04 writes to test_summary.json; `disagreements` is what testing the checkpoint again found."""
+    difference = accuracy_difference(baseline, distributed)
+    return CourseSummary(
+        recipe=baseline.recipe,
+        test_images=baseline.dataset.test_images,
+        baseline=summarise_run(baseline),
+        distributed=summarise_run(distributed),
+        accuracy_difference=difference.value,
+        accuracy_difference_low=difference.low,
+        accuracy_difference_high=difference.high,
+        rechecked_disagreements=disagreements,
+        speedups=[
+            SpeedupSummary(
+                baseline=row.baseline,
+                speedup=row.speedup.value,
+                low=row.speedup.low,
+                high=row.speedup.high,
+                efficiency=row.efficiency.value,
+            )
+            for row in speedup_table(benchmark)
+        ],
+    )
