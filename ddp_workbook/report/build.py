@@ -1,0 +1,262 @@
+"""Records to results/<recipe>/report.pdf. Numbers and verdicts are made here; report.typ holds the prose."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import tomllib
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typst
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ddp_workbook import plots
+from ddp_workbook.errors import InputError
+from ddp_workbook.files import load_record, write_whole
+from ddp_workbook.record import BenchmarkRecord, CourseSummary, HistoryRecord, RunRecord, load_run
+from ddp_workbook.report import diagrams
+from ddp_workbook.scaling import Interval, accuracy_difference, require_comparable, speedup_table
+from ddp_workbook.summary import class_accuracies, comparison_table, summarise_run
+
+HERE = Path(__file__).resolve().parent
+TEAM_FILE = Path("report.toml")
+LARGEST_TEAM_FILE = 100_000  # bytes
+
+Text = Annotated[str, Field(min_length=1, max_length=2000)]
+
+
+class Member(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: Text
+    contribution: Text
+
+
+class Team(BaseModel):
+    """report.toml: what only the reader can know."""
+
+    model_config = ConfigDict(extra="forbid")
+    title: Text
+    course: Text
+    institution: Text
+    repository: Text
+    members: Annotated[list[Member], Field(min_length=1, max_length=50)]
+
+
+def load_team(path: Path) -> Team:
+    """Raises InputError, naming the field, when the file is missing or does not fit."""
+    try:
+        if path.stat().st_size > LARGEST_TEAM_FILE:
+            raise InputError(f"{path} is larger than {LARGEST_TEAM_FILE} bytes; keep to names and contributions")
+        return Team.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror}); restore it from the repository") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML ({error})") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{path} does not fit: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def build_report(run_dir: Path, team_file: Path = TEAM_FILE) -> Path:
+    """Write run_dir/report.pdf from the records in run_dir, whole or not at all, and return its path.
+
+    Raises InputError when a record or report.toml is missing or does not fit.
+    """
+    team = load_team(team_file)
+    runs = [load_run(run_dir, kind) for kind in ("baseline", "distributed")]
+    (baseline, baseline_history), (distributed, distributed_history) = runs
+    require_comparable(baseline, distributed)
+    benchmark = load_record(BenchmarkRecord, run_dir / "benchmark.json")
+    summary = load_record(CourseSummary, run_dir / "test_summary.json")
+    with tempfile.TemporaryDirectory(prefix="report-") as folder:
+        root = Path(folder)
+        for name in ("report.typ", "references.yml"):
+            shutil.copy(HERE / name, root / name)
+        _draw(root, [baseline, distributed], [baseline_history, distributed_history], benchmark)
+        content = _content(team, baseline, distributed, benchmark, summary)
+        (root / "data.json").write_text(json.dumps(content), encoding="utf-8")
+        pdf = typst.compile(
+            str(root / "report.typ"),
+            root=str(root),
+            ignore_system_fonts=True,
+            pdf_standards="ua-1",
+            timestamp=int(datetime.fromisoformat(distributed.finished_at).timestamp()),
+        )
+    target = run_dir / "report.pdf"
+    write_whole(target, lambda file: file.write(pdf))
+    return target
+
+
+def _draw(root: Path, runs: list[RunRecord], histories: list[HistoryRecord], benchmark: BenchmarkRecord) -> None:
+    distributed = runs[1]
+    figures = {
+        "architecture": diagrams.architecture(distributed.world.processes, distributed.world.backend or "none"),
+        "data_flow": diagrams.data_flow(distributed.world.processes),
+        "curves": plots.training_curves(histories),
+        "comparison": plots.baseline_vs_distributed(runs, histories),
+        "confusion": plots.confusion_matrices(runs),
+        "per_class": plots.per_class_accuracy(runs),
+        "speedup": plots.speedup_analysis(benchmark),
+    }
+    for name, figure in figures.items():
+        (root / f"{name}.svg").write_bytes(plots.to_svg(figure))
+
+
+def _content(
+    team: Team, baseline: RunRecord, distributed: RunRecord, benchmark: BenchmarkRecord, summary: CourseSummary
+) -> dict:
+    """Everything that report.typ prints, as text: no arithmetic and no rounding happen there."""
+    config, world, machine = baseline.config, distributed.world, baseline.environment
+    difference = accuracy_difference(baseline, distributed)
+    return {
+        "team": team.model_dump(),
+        "recipe": baseline.recipe,
+        "date": datetime.fromisoformat(distributed.finished_at).strftime("%d %B %Y").lstrip("0"),
+        "dataset": _dataset(baseline),
+        "config": {
+            "epochs": config.epochs,
+            "lr": f"{config.peak_lr(1):g}",
+            "momentum": f"{config.momentum:g}",
+            "weight_decay": f"{config.weight_decay:g}",
+            "smoothing": f"{config.label_smoothing:g}",
+            "schedule": config.schedule,
+            "warmup": f"{config.warmup:.0%}".replace("%", " %"),
+            "batch": config.batch_size,
+            "batch_each": distributed.config.batch_size,
+            "compression": distributed.config.gradient_compression,
+            "parameters": f"{baseline.parameters:,}",
+            "gradient_mib": f"{baseline.parameters * 4 / 2**20:.0f}",
+        },
+        "world": {
+            "processes": world.processes,
+            "threads": world.threads_per_process,
+            "backend": world.backend,
+            "precision": world.precision,
+            "oversubscribed": world.oversubscribed,
+            "serial_threads": baseline.world.threads_per_process,
+        },
+        "environment": {
+            "Processor": machine.cpu,
+            "Cores": str(machine.cores),
+            "Memory": f"{machine.memory_bytes / 2**30:.1f} GiB",
+            "Accelerator": machine.accelerator or "none",
+            "Device of both runs": machine.device,
+            "Operating system": machine.os,
+            "Python": machine.python,
+            "PyTorch": machine.torch,
+            "torchvision": machine.torchvision,
+            "Commit of the workbook": machine.git_commit or "not in a checkout",
+        },
+        "runs": {run.kind: _run(run) for run in (baseline, distributed)},
+        "table": _table(baseline, distributed),
+        "classes": _classes(baseline, distributed),
+        "difference": _points(difference),
+        "agreement": agreement(difference),
+        "recheck": recheck(summary),
+        "speedups": [
+            {
+                "baseline": row.baseline,
+                "run": row.run,
+                "speedup": f"{row.speedup.value:.2f}",
+                "interval": f"{row.speedup.low:.2f} to {row.speedup.high:.2f}",
+                "efficiency": f"{row.efficiency.value:.0%}".replace("%", " %"),
+                "verdict": verdict(row.speedup),
+            }
+            for row in speedup_table(benchmark)
+        ],
+        "benchmark": {"rounds": benchmark.rounds, "steps": benchmark.steps, "spread": spread(benchmark)},
+        "whole_runs": f"{baseline.train_seconds / distributed.train_seconds:.2f}",
+    }
+
+
+def _dataset(run: RunRecord) -> dict:
+    known = {
+        "cifar10": ("CIFAR-10", "krizhevsky2009"),
+        "digits": ("the handwritten digits of scikit-learn", "alpaydin1998"),
+        "mnist": ("MNIST", "lecun1998"),
+    }
+    title, source = known.get(run.dataset.name, ("a folder of images", None))
+    return {
+        "title": title,
+        "source": source,
+        "train": f"{run.dataset.train_images:,}",
+        "test": f"{run.dataset.test_images:,}",
+        "classes": len(run.dataset.classes),
+        "size": run.config.image_size,
+        "fingerprint": run.dataset.fingerprint[:16],
+    }
+
+
+def _run(run: RunRecord) -> dict:
+    summary = summarise_run(run)
+    return {
+        "accuracy": _percent(run.test_accuracy),
+        "interval": f"{_percent(summary.accuracy_low)} to {_percent(summary.accuracy_high)}",
+        "train_minutes": f"{run.train_seconds / 60:.1f}",
+        "evaluation_seconds": f"{run.evaluation_seconds:.0f}",
+        "rate": f"{run.images_per_second:.0f}",
+        "worst_class": summary.worst_class,
+        "worst_accuracy": _percent(summary.worst_class_accuracy),
+        "memory": ", ".join(f"{size / 2**20:.0f}" for size in run.peak_memory_bytes),
+        "commit": run.environment.git_commit or "unknown",
+    }
+
+
+def _table(baseline: RunRecord, distributed: RunRecord) -> list[list[str]]:
+    table = comparison_table([baseline, distributed])
+    return [[str(name), *map(str, row)] for name, row in zip(table.index, table.to_numpy(), strict=True)]
+
+
+def _classes(baseline: RunRecord, distributed: RunRecord) -> list[list[str]]:
+    rows = []
+    pairs = zip(class_accuracies(baseline), class_accuracies(distributed), strict=True)
+    for index, (name, (first, second)) in enumerate(zip(baseline.dataset.classes, pairs, strict=True)):
+        images = sum(baseline.confusion[index])
+        rows.append([name, str(images), _percent(first), _percent(second), f"{100 * (second - first):+.1f}"])
+    return rows
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _points(difference: Interval) -> dict:
+    value, low, high = (100 * x for x in (difference.value, difference.low, difference.high))
+    return {"value": f"{value:+.2f}", "interval": f"{low:+.2f} to {high:+.2f}"}
+
+
+def agreement(difference: Interval) -> str:
+    """Whether the accuracies differ, in words that the interval supports."""
+    if difference.low <= 0 <= difference.high:
+        within = "within" if abs(difference.value) <= 0.015 else "more than"
+        return f"The difference could be chance: its interval contains zero. It is {within} 1.5 points."
+    side = "more" if difference.value > 0 else "less"
+    return f"The distributed run is {side} accurate, by more than the test set's size explains."
+
+
+def verdict(speedup: Interval) -> str:
+    """A comparison in one word or two, chosen by the whole interval and not by its middle."""
+    if speedup.low > 1:
+        return "faster"
+    return "slower" if speedup.high < 1 else "not distinguishable"
+
+
+def recheck(summary: CourseSummary) -> str:
+    """What testing the saved checkpoint again in one process showed."""
+    if summary.rechecked_disagreements == 0:
+        return "reproduced every one of the recorded confusion counts"
+    share = 100 * summary.rechecked_disagreements / summary.test_images
+    return (
+        f"classified {summary.rechecked_disagreements} of {summary.test_images:,} images ({share:.2f} %) differently, "
+        f"borderline cases that rounding decides when the batches are split another way"
+    )
+
+
+def spread(benchmark: BenchmarkRecord) -> str:
+    """The widest range of rates that one arrangement showed over the rounds."""
+    widest = max(benchmark.arrangements, key=lambda a: max(a.images_per_second) / max(min(a.images_per_second), 1e-9))
+    low, high = min(widest.images_per_second), max(widest.images_per_second)
+    return f"{widest.name} ran at anything from {low:.0f} to {high:.0f} images/s"
