@@ -104,5 +104,5 @@ def evaluation_shard(images: int, world: World) -> range:
 def evaluation_batches(data: ImageSet, normalise: Normaliser, world: World) -> Iterator[Batch]:
     """This rank's share of the test images, unchanged and in order."""
     shard = torch.tensor(evaluation_shard(len(data), world), dtype=torch.long)
-    for index in shard.split(EVALUATION_BATCH):
+    for index in shard.split(EVALUATION_BATCH) if len(shard) else ():
         yield normalise(data.images[index.to(data.images.device)]), data.labels[index.to(data.labels.device)]

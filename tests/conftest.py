@@ -1,0 +1,199 @@
+"""Shared by all tests: small data, a fake finished run, and functions run on several real processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddp_workbook.config import TrainConfig
+from ddp_workbook.datasets import Dataset, ImageSet
+from ddp_workbook.recipes import RECIPES
+from ddp_workbook.record import (
+    Arrangement,
+    BenchmarkRecord,
+    DatasetInfo,
+    Environment,
+    EpochRecord,
+    HistoryRecord,
+    RunRecord,
+    WorldInfo,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("MPLBACKEND", "agg")
+
+
+def make_data(train: int = 48, test: int = 21, classes: int = 3, size: int = 32) -> Dataset:
+    """Random images, each with its own index written into its first pixels: a test can tell which one it sees."""
+    draws = torch.Generator().manual_seed(0)
+
+    def part(count: int) -> ImageSet:
+        images = torch.randint(0, 256, (count, size, size, 3), generator=draws, dtype=torch.uint8)
+        images[:, 0, 0, 0] = torch.arange(count) % 256
+        return ImageSet(images, torch.randint(classes, (count,), generator=draws))
+
+    names = tuple(f"class {i}" for i in range(classes))
+    return Dataset("cifar10", names, part(train), part(test), True, torch.full((3,), 0.5), torch.full((3,), 0.25))
+
+
+@pytest.fixture
+def data() -> Dataset:
+    return make_data()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    """A short run that writes into the test's own folder."""
+    return replace(
+        RECIPES["resnet50-digits"],
+        epochs=1,
+        results_dir=tmp_path / "results",
+        checkpoint_dir=tmp_path / "checkpoints",
+        device="cpu",
+    )
+
+
+def run_on_ranks(function: Callable, ranks: int, *args: object) -> list:
+    """function(rank, *args) on `ranks` Gloo processes; their results in rank order. A rank's error fails the test."""
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        queue = context.Queue()
+        workers = [
+            context.Process(target=_rank, args=(function, rank, ranks, str(Path(folder) / "store"), queue, args))
+            for rank in range(ranks)
+        ]
+        for worker in workers:
+            worker.start()
+        try:
+            answers = [queue.get(timeout=120) for _ in workers]
+        finally:
+            for worker in workers:
+                worker.join(10)
+                worker.kill()
+    failed = [text for _, ok, text in answers if not ok]
+    assert not failed, "\n".join(failed)
+    return [value for _, _, value in sorted(answers, key=lambda answer: answer[0])]
+
+
+def _rank(function: Callable, rank: int, ranks: int, store: str, queue: multiprocessing.Queue, args: tuple) -> None:
+    import torch.distributed as dist
+
+    from ddp_workbook.distributed import bind_to_loopback
+
+    bind_to_loopback()
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group(
+            "gloo",
+            store=dist.FileStore(store, ranks),
+            rank=rank,
+            world_size=ranks,
+            timeout=timedelta(seconds=60),
+        )
+        value = function(rank, *args)
+        dist.barrier()
+        dist.destroy_process_group()
+        queue.put((rank, True, value))
+    except Exception:
+        queue.put((rank, False, f"rank {rank}:\n{traceback.format_exc()}"))
+
+
+def make_run(kind: str = "baseline", right: int = 90, **changes: object) -> tuple[RunRecord, HistoryRecord]:
+    """A finished run of two classes and 2 x 100 test images, without training one."""
+    processes = 1 if kind == "baseline" else 2
+    config = replace(RECIPES["resnet50-digits"], epochs=2, batch_size=64 // processes)
+    accuracy = 2 * right / 200
+    run = RunRecord(
+        kind=kind,
+        recipe=config.recipe,
+        finished_at="2026-01-02T03:04:05+00:00",
+        config=config,
+        world=WorldInfo(
+            processes=processes,
+            backend=None if processes == 1 else "gloo",
+            threads_per_process=2 // processes,
+            oversubscribed=False,
+            global_batch=64,
+            precision="fp32",
+        ),
+        environment=Environment(
+            cpu="A processor",
+            cores=2,
+            memory_bytes=8 * 2**30,
+            os="Linux",
+            python="3.11",
+            torch="2.9",
+            torchvision="0.24",
+            device="cpu",
+            accelerator=None,
+            accelerator_count=0,
+            git_commit="0123456789",
+        ),
+        dataset=DatasetInfo(
+            name="digits", classes=["zero", "one"], train_images=800, test_images=200, fingerprint="0" * 64
+        ),
+        parameters=23_520_842,
+        train_seconds=20.0,
+        evaluation_seconds=1.0,
+        images_per_second=80.0,
+        test_accuracy=accuracy,
+        test_loss=0.4,
+        peak_memory_bytes=[2**30] * processes,
+        accelerator_peak_bytes=[None] * processes,
+        confusion=[[right, 100 - right], [100 - right, right]],
+    )
+    epochs = [
+        EpochRecord(
+            epoch=number,
+            train_loss=1.0 / number,
+            train_accuracy=0.4 * number,
+            test_loss=0.8 / number,
+            test_accuracy=accuracy,
+            learning_rate=0.1,
+            train_seconds=10.0,
+            evaluation_seconds=0.5,
+            images_per_second=80.0,
+        )
+        for number in (1, 2)
+    ]
+    history = HistoryRecord(kind=kind, recipe=config.recipe, epochs=epochs)
+    return run.model_copy(update=changes), history
+
+
+def make_benchmark() -> BenchmarkRecord:
+    """Interleaved timings in which two processes are 1.5 times one thread and 0.9 times all cores."""
+    noise = [1.0, 1.1, 0.95, 1.02, 0.99]
+    rates = {("1 process, 1 thread", 1, 1): 100, ("1 process, 2 threads", 1, 2): 500 / 3, ("2 processes", 2, 1): 150}
+    return BenchmarkRecord(
+        recipe="resnet50-digits",
+        environment=make_run()[0].environment,
+        precision="fp32",
+        gradient_compression="none",
+        steps=4,
+        rounds=5,
+        arrangements=[
+            Arrangement(
+                name=name,
+                processes=processes,
+                threads=threads,
+                batch_size=64 // processes,
+                images_per_second=[rate * x for x in noise],
+            )
+            for (name, processes, threads), rate in rates.items()
+        ],
+    )
+
+
+needs_real_data = pytest.mark.skipif(
+    not (ROOT / "data" / "cifar-10-batches-py").exists() or not (ROOT / "data" / "MNIST").exists(),
+    reason="CIFAR-10 and MNIST are not under data/ (download them with notebook 01)",
+)

@@ -1,0 +1,63 @@
+"""The network against torchvision's own, and the matrix products against oneDNN's convolutions."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import resnet50
+
+from ddp_workbook.config import TrainConfig
+from ddp_workbook.models import MatmulConv2d, build_model, compute_by_matmul, count_parameters
+
+
+def test_large_images_get_torchvisions_own_network():
+    ours, theirs = build_model(TrainConfig(image_size=224), 7), resnet50(num_classes=7)
+    assert count_parameters(ours) == sum(p.numel() for p in theirs.parameters())
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+
+
+def test_small_images_change_the_stem_and_nothing_else():
+    ours, theirs = build_model(TrainConfig(), 10).state_dict(), resnet50(num_classes=10).state_dict()
+    assert [k for k in theirs if ours[k].shape != theirs[k].shape] == ["conv1.weight"]
+    assert ours["conv1.weight"].shape == (64, 3, 3, 3)
+    assert all((v == 0).all() for k, v in ours.items() if k.startswith("layer") and k.endswith("bn3.weight"))
+
+
+def test_whole_network_and_its_gradients_equal_those_of_plain_convolutions():
+    torch.manual_seed(0)
+    ours = build_model(TrainConfig(), 10).train()
+    plain = copy.deepcopy(ours)
+    for module in plain.modules():
+        if isinstance(module, MatmulConv2d):
+            module.__class__ = nn.Conv2d
+    for module in [*ours.modules(), *plain.modules()]:
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)  # a block that starts as the identity would hide its convolutions
+    images, labels = torch.randn(8, 3, 32, 32), torch.randint(10, (8,))
+    for model in (ours.double(), plain.double()):
+        nn.functional.cross_entropy(model(images.double()), labels).backward()
+    for mine, theirs in zip(ours.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(mine.grad, theirs.grad, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"kernel_size": 1},
+        {"kernel_size": 1, "stride": 2},
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": 3, "padding": 1, "stride": 2},
+        {"kernel_size": 3, "padding": 1, "dilation": 1, "groups": 2},
+        {"kernel_size": 5, "padding": 2},
+        {"kernel_size": 1, "padding": 1},
+    ],
+)
+def test_each_kind_of_convolution(arguments, size):
+    torch.manual_seed(1)
+    plain = nn.Conv2d(4, 6, bias=False, **arguments).double()
+    ours = nn.Sequential(copy.deepcopy(plain))
+    compute_by_matmul(ours)
+    x = torch.randn(3, 4, size, size, dtype=torch.float64)
+    assert torch.allclose(ours(x), plain(x), rtol=1e-10)
