@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
-from ddp_workbook.record import BenchmarkRecord, CourseSummary, RunRecord, RunSummary, SpeedupSummary
+from ddp_workbook.files import load_record
+from ddp_workbook.record import BenchmarkRecord, CourseSummary, RunRecord, RunSummary, SpeedupSummary, load_run
 from ddp_workbook.scaling import accuracy_difference, speedup_table, wilson
 
 MIB = 2**20
+BEGIN, END = "<!-- results: written by bench/publish.py -->", "<!-- end of results -->"
 
 
 def table_column(run: RunRecord) -> dict[str, str]:
@@ -92,3 +95,32 @@ def summarise(
             for row in speedup_table(benchmark)
         ],
     )
+
+
+def readme_table(reference: Path) -> str:
+    """The README's result table in Markdown, from the reference runs of the full course."""
+    folder = reference / "resnet50-cifar10"
+    (baseline, _), (distributed, _) = (load_run(folder, kind) for kind in ("baseline", "distributed"))
+    benchmark = load_record(BenchmarkRecord, folder / "benchmark.json")
+    lines = ["| ResNet-50, CIFAR-10 | baseline | distributed |", "|---|---|---|"]
+    columns = [table_column(run) for run in (baseline, distributed)]
+    kept = ("epochs", "processes x threads", "global batch", "precision", "test accuracy", "95 % interval")
+    times = ("training time (s)", "evaluation time (s)", "training rate (images/s)", "peak memory per process (MiB)")
+    lines += [f"| {name} | {columns[0][name]} | {columns[1][name]} |" for name in (*kept, *times)]
+    for row in speedup_table(benchmark):
+        lines.append(f"| speedup over {row.baseline} (95 % interval) | 1 | {row.speedup:.2f} |")
+    machine = baseline.environment
+    lines += [
+        "",
+        f"Measured on {machine.accelerator or machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 2**30:.0f} GiB, "
+        f"torch {machine.torch}, at commit {machine.git_commit}. The speedup compares short runs that took turns "
+        f"({benchmark.rounds} rounds); the two trainings happened one after the other.",
+    ]
+    return "\n".join(lines)
+
+
+def insert_table(readme: str, table: str) -> str:
+    """The README's text with the table between its two markers."""
+    before, rest = readme.split(BEGIN)
+    after = rest.split(END)[1]
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"

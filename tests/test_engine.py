@@ -1,6 +1,7 @@
 """The training loop against hand-written steps, torch's schedulers and scikit-learn."""
 
 import copy
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -108,7 +109,7 @@ def test_stairs_equal_torchs_step_schedule():
 def test_constant_schedule_climbs_in_a_straight_line_and_stays():
     found = rates(TrainConfig(epochs=2, schedule="constant", warmup=0.5), 10)
     assert found[0] == pytest.approx(1 / 25)
-    climb = [b - a for a, b in zip(found[:9], found[1:10], strict=True)]
+    climb = [b - a for a, b in itertools.pairwise(found)]
     assert climb == pytest.approx([climb[0]] * 9)
     assert found[9:] == [1.0] * 11
 

@@ -1,0 +1,36 @@
+# The two commands, each of which does its own set-up:
+#   make run [RECIPE=resnet50-cifar10] [DATA=DIR]   the course: four notebooks, a two-process run, the report
+#   make test                                       ruff and pytest
+RECIPE ?= resnet50-digits
+DATA ?= data
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: run test bench notebooks clean
+
+run: $(READY)
+	$(BIN)/ddp-workbook run --recipe $(RECIPE) --data-dir $(DATA)
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pytest
+
+# Timings of the training loop against the bare step; alone on the machine, please.
+bench: $(READY)
+	$(BIN)/python bench/training_loop.py
+
+# After changing a notebook: run all four on their own defaults (CIFAR-10) and keep the outputs.
+notebooks: $(READY)
+	$(BIN)/ddp-workbook run --in-place
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,105 @@
+"""The training loop against the bare step: what do batches, augmentation, metrics and schedule cost?
+
+    python bench/training_loop.py [--recipe resnet50-cifar10] [--rounds 9] [--steps 8]
+
+Bare step: the same model, optimizer and precision, with one batch already on the device; forward, loss, backward and
+optimizer step, nothing else. Both take turns in one process, a few steps each; ratios are taken within a round.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+import tyro
+from torch.nn import functional
+
+from ddp_workbook.datasets import load_dataset
+from ddp_workbook.devices import (
+    Arithmetic,
+    choose_device,
+    choose_precision,
+    describe_environment,
+    set_threads,
+    synchronize,
+)
+from ddp_workbook.distributed import World
+from ddp_workbook.engine import build_optimizer, build_schedule, train_epoch
+from ddp_workbook.loader import TrainLoader
+from ddp_workbook.models import build_model
+from ddp_workbook.recipes import DEFAULT, get_recipe
+from ddp_workbook.scaling import median_interval, speedup
+
+
+@dataclass(frozen=True)
+class Options:
+    recipe: str = DEFAULT
+    data_dir: Path = Path("data")
+    rounds: int = 9
+    steps: int = 8
+
+
+class ShortLoader(TrainLoader):
+    """The recipe's loader, whose epochs end after a few steps."""
+
+    def shorten(self, steps: int) -> ShortLoader:
+        self.limit = steps
+        return self
+
+    def epoch(self, number: int):
+        return islice(super().epoch(number), self.limit)
+
+
+def main(options: Options) -> None:
+    config = replace(get_recipe(options.recipe), data_dir=options.data_dir)
+    device = choose_device(config.device)
+    amp = Arithmetic(device, choose_precision(config.precision, device))
+    threads = set_threads(config, local_processes=1)
+    data = load_dataset(config)
+    loader = ShortLoader(data, config, World(), device).shorten(options.steps)
+    torch.manual_seed(config.seed)
+    model = build_model(config, len(data.classes)).to(device, memory_format=torch.channels_last).train()
+    optimizer = build_optimizer(model, config, processes=1)
+    schedule = build_schedule(optimizer, config, loader.steps)
+    images, labels = next(loader.epoch(1))[0]
+
+    def bare() -> None:
+        for _ in range(options.steps):
+            optimizer.zero_grad(set_to_none=True)
+            with amp.autocast():
+                loss = functional.cross_entropy(model(images), labels, label_smoothing=config.label_smoothing)
+            amp.scaler.scale(loss).backward()
+            amp.scaler.step(optimizer)
+            amp.scaler.update()
+
+    def loop() -> None:
+        train_epoch(model, loader, optimizer, schedule, amp, config, epoch=1)
+
+    def rate(work: Callable[[], None]) -> float:
+        start = time.perf_counter()
+        work()
+        synchronize(device)
+        return options.steps * config.batch_size / (time.perf_counter() - start)
+
+    rate(bare), rate(loop)  # warm-up
+    rates: dict[str, list[float]] = {"bare step": [], "training loop": []}
+    for number in range(options.rounds):
+        order = [("bare step", bare), ("training loop", loop)]
+        for name, work in order if number % 2 else order[::-1]:
+            rates[name].append(rate(work))
+    environment = describe_environment(device)
+    print(
+        f"{options.recipe}, batch {config.batch_size}, {amp.precision}, {threads} threads, torch {environment.torch},"
+    )
+    print(f"{environment.accelerator or environment.cpu}, {environment.cores} cores; {options.rounds} rounds")
+    for name, found in rates.items():
+        print(f"{name:<14} {median_interval(found):.0f} images/s")
+    print(f"share of the bare step: {speedup(rates['training loop'], rates['bare step']):.3f} (95 % interval)")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,107 @@
+"""Settings and flags: what is accepted, what is refused and in which words."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddp_workbook.config import TrainConfig
+from ddp_workbook.errors import InputError
+from ddp_workbook.flags import parse_flags, to_flags
+from ddp_workbook.recipes import DEFAULT, EMBEDDED, RECIPES, get_recipe
+
+
+def test_recipes_are_named_after_model_and_data_set():
+    assert {DEFAULT, EMBEDDED} <= set(RECIPES)
+    assert all(name == f"{config.model}-{config.dataset}" == config.recipe for name, config in RECIPES.items())
+
+
+def test_the_command_of_the_readme():
+    config = parse_flags(["--batch-size", "64", "--epochs", "10", "--lr", "0.1", "--momentum", "0.9"], "")
+    assert (config.recipe, config.batch_size, config.epochs) == ("resnet50-cifar10", 64, 10)
+    assert (config.lr, config.momentum, config.peak_lr(2)) == (0.1, 0.9, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "processes", "expected"),
+    [(128, 1, 1, 0.2), (64, 1, 2, 0.2), (128, 1, 2, 0.4), (32, 2, 2, 0.2)],
+)
+def test_the_learning_rate_follows_the_global_batch(batch, accumulate, processes, expected):
+    config = TrainConfig(batch_size=batch, accumulate=accumulate, lr=0.2, lr_batch=128)
+    assert config.peak_lr(processes) == pytest.approx(expected)
+
+
+CONFIGS = st.builds(
+    replace,
+    st.sampled_from(list(RECIPES.values())),
+    epochs=st.integers(1, 100),
+    batch_size=st.integers(1, 4096),
+    lr=st.floats(1e-6, 10),
+    precision=st.sampled_from(["auto", "fp32", "bf16", "fp16"]),
+    gradient_compression=st.sampled_from(["none", "bf16", "fp16", "powersgd"]),
+    flip=st.sampled_from([None, True, False]),
+    augment=st.booleans(),
+    tensorboard=st.booleans(),
+    data_dir=st.sampled_from([Path("data"), Path("a folder")]),
+)
+
+
+@given(CONFIGS)
+def test_flags_there_and_back(config):
+    assert parse_flags(to_flags(config), "") == config
+
+
+def test_flags_of_a_recipe_are_its_name_alone():
+    assert to_flags(RECIPES[EMBEDDED]) == ["--recipe", EMBEDDED]
+
+
+BAD_FLAGS = [
+    ("--recipe resnet51", "unknown recipe 'resnet51'; choose one of: resnet50-cifar10"),
+    ("--recipe", "--recipe: expected one argument"),
+    ("--batchsize 3", "Perhaps you meant: --batch-size"),
+    ("--dataset imagenet", "invalid choice 'imagenet'"),
+    ("--batch-size 0", "--batch-size must be at least 1, not 0"),
+    ("--batch-size -4", "--batch-size must be at least 1, not -4"),
+    ("--batch-size many", "invalid literal for int()"),
+    ("--epochs 0", "--epochs must be at least 1, not 0"),
+    ("--epochs 100000", "--epochs must be at most 10000"),
+    ("--accumulate 0", "--accumulate must be at least 1"),
+    ("--lr 0", "--lr must be above 0"),
+    ("--lr nan", "--lr must be above 0, not nan"),
+    ("--lr inf", "--lr must be above 0, not inf"),
+    ("--momentum 1", "--momentum must be at least 0 and below 1"),
+    ("--weight-decay -1", "--weight-decay must be at least 0"),
+    ("--label-smoothing 1", "--label-smoothing must be at least 0 and below 1"),
+    ("--warmup 1.5", "--warmup must be at least 0 and below 1"),
+    ("--step-gamma 0", "--step-gamma must be above 0"),
+    ("--image-size 8", "--image-size must be between 32 and 512"),
+    ("--seed -1", "--seed must be from 0"),
+    ("--threads -1", "--threads must be from 0"),
+    ("--precision int8", "invalid choice 'int8'"),
+    ("--gradient-compression zip", "invalid choice 'zip'"),
+    ("--schedule never", "invalid choice 'never'"),
+]
+
+
+@pytest.mark.parametrize(("flags", "expected"), BAD_FLAGS, ids=[flags for flags, _ in BAD_FLAGS])
+def test_a_bad_flag_is_refused_in_one_line(flags, expected):
+    with pytest.raises(InputError) as refusal:
+        parse_flags(flags.split(), "")
+    assert expected in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_help_names_every_flag(capsys):
+    with pytest.raises(SystemExit) as end:
+        parse_flags(["--help"], "")
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    names = [field.name.replace("_", "-") for field in fields(TrainConfig)]
+    assert not [name for name in [*names, "recipe"] if f"--{name}" not in text]
+
+
+def test_unknown_recipe_by_name():
+    with pytest.raises(InputError, match="choose one of"):
+        get_recipe("nothing")
