@@ -127,10 +127,11 @@ def train_epoch(
 ) -> tuple[float, float]:
     """All steps of one epoch (counted from 1). Returns mean loss and accuracy over the images of all ranks."""
     model.train()
-    sums = torch.zeros(2, dtype=torch.float64, device="cpu" if amp.device.type == "mps" else amp.device)
+    exact = torch.float32 if amp.device.type == "mps" else torch.float64  # Apple GPUs have no float64
+    sums = torch.zeros(2, dtype=exact, device=amp.device)
     images = 0
     for step, batches in enumerate(loader.epoch(epoch), start=1):
-        sums += train_step(model, batches, optimizer, amp, config.label_smoothing).to(sums.device)
+        sums += train_step(model, batches, optimizer, amp, config.label_smoothing)
         schedule.step()
         images += sum(len(labels) for _, labels in batches)
         for reporter in reporters:

@@ -30,6 +30,7 @@ STYLE = {
     "axes.grid": True,
     "grid.alpha": 0.3,
     "legend.frameon": False,
+    "text.parse_math": False,  # class names are the reader's: a dollar sign is no formula
     "svg.fonttype": "path",  # labels as shapes: the same on every machine
     "svg.hashsalt": "ddp-workbook",  # and the same bytes each time
 }
@@ -107,7 +108,7 @@ def training_curves(histories: Sequence[HistoryRecord]) -> Figure:
 def confusion_matrices(runs: Sequence[RunRecord]) -> Figure:
     """Counts (left) and shares of the true class (right), a row per run."""
     classes = runs[0].dataset.classes
-    size = max(4.6, 0.46 * len(classes))
+    size = min(max(4.6, 0.46 * len(classes)), 14)
     figure, axes = _figure(len(runs), 2, 2.15 * size, len(runs) * size * 0.92)
     small = {"size": 7 if len(classes) <= 12 else 5}
     for (left, right), run in zip(axes, runs, strict=True):
@@ -128,7 +129,7 @@ def confusion_matrices(runs: Sequence[RunRecord]) -> Figure:
 def per_class_accuracy(runs: Sequence[RunRecord]) -> Figure:
     """Share of each class that is recognised, with 95 % Wilson intervals."""
     classes = runs[0].dataset.classes
-    figure, axes = _figure(1, 1, 8, 1.4 + 0.34 * len(classes))
+    figure, axes = _figure(1, 1, 8, min(1.4 + 0.34 * len(classes), 30))
     ax = axes[0, 0]
     places = np.arange(len(classes))
     for offset, run in zip((-0.15, 0.15), runs, strict=False):

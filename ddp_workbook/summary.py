@@ -113,8 +113,9 @@ def readme_table(reference: Path) -> str:
     lines += [
         "",
         f"Measured on {machine.accelerator or machine.cpu}, {machine.cores} cores, "
-        f"{machine.memory_bytes / 2**30:.0f} GiB, torch {machine.torch}, at commit {machine.git_commit}. The speedup compares short runs that took turns "
-        f"({benchmark.rounds} rounds); the two trainings happened one after the other.",
+        f"{machine.memory_bytes / 2**30:.0f} GiB, torch {machine.torch}, at commit {machine.git_commit}. "
+        f"The speedup compares short runs that took turns ({benchmark.rounds} rounds); the two trainings happened one "
+        f"after the other.",
     ]
     return "\n".join(lines)
 

@@ -33,12 +33,12 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 
 def make_data(train: int = 48, test: int = 21, classes: int = 3, size: int = 32) -> Dataset:
-    """Random images, each with its own index written into its first pixels: a test can tell which one it sees."""
+    """Random images, each with its own index in its first pixel (low byte red, high byte green)."""
     draws = torch.Generator().manual_seed(0)
 
     def part(count: int) -> ImageSet:
         images = torch.randint(0, 256, (count, size, size, 3), generator=draws, dtype=torch.uint8)
-        images[:, 0, 0, 0] = torch.arange(count) % 256
+        images[:, 0, 0, 0], images[:, 0, 0, 1] = torch.arange(count) % 256, torch.arange(count) // 256
         return ImageSet(images, torch.randint(classes, (count,), generator=draws))
 
     names = tuple(f"class {i}" for i in range(classes))

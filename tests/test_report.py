@@ -16,7 +16,7 @@ from ddp_workbook.record import record_paths
 from ddp_workbook.report import diagrams
 from ddp_workbook.report.build import agreement, build_report, load_team, verdict
 from ddp_workbook.scaling import Interval
-from ddp_workbook.summary import comparison_table, summarise
+from ddp_workbook.summary import comparison_table, insert_table, readme_table, summarise
 
 RUNS, HISTORIES = zip(make_run(), make_run("distributed", right=88), strict=True)
 FIGURES = {
@@ -147,6 +147,11 @@ def test_a_failed_report_leaves_the_earlier_one(finished):
     with pytest.raises(InputError, match=r"benchmark\.json does not exist"):
         build_report(finished, ROOT / "report.toml")
     assert (finished / "report.pdf").read_bytes() == earlier
+
+
+def test_the_readme_shows_the_reference_runs():
+    readme = (ROOT / "README.md").read_text()
+    assert insert_table(readme, readme_table(ROOT / "results" / "reference")) == readme
 
 
 def test_table_has_a_column_per_run_and_reference():
