@@ -5,7 +5,7 @@ On two processes of this machine (NCCL on GPUs, Gloo on CPUs):
 The serial baseline is the same script without torchrun:
     python distributed_train.py --batch-size 128
 Without any download, in about a minute:
-    torchrun --standalone --nproc_per_node=2 distributed_train.py --recipe resnet50-digits --batch-size 16
+    torchrun --standalone --nproc_per_node=2 distributed_train.py --recipe resnet50-digits --batch-size 32
 All flags, each with its default:
     python distributed_train.py --help
 

@@ -2,8 +2,8 @@
 
     python bench/launches.py [--launches 50] [--processes 2]
 
-Each launch is a whole run (digits, one epoch) under torchrun. Exit codes other than 0 are counted and shown with the last
-lines of output.
+Each launch is a whole run (digits, one epoch) under torchrun. Exit codes other than 0 are counted, and shown with the
+last lines of output.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class TrainConfig:
     """Images per process and step, as in DDP; the global batch is this times processes times accumulate."""
     accumulate: int = 1
     """Batches whose gradients are added up before one optimizer step."""
-    lr: float = 0.2
+    lr: float = 0.1
     """Peak learning rate at a global batch of lr_batch images; it scales with the real global batch."""
     lr_batch: int = 128
     """Global batch that lr belongs to."""
@@ -55,7 +55,7 @@ class TrainConfig:
     """Share of the target probability that is spread over all classes."""
     schedule: Literal["onecycle", "step", "constant"] = "onecycle"
     """Learning rate after the warm-up: cosine to zero, stairs, or flat."""
-    warmup: float = 0.3
+    warmup: float = 0.2
     """Share of the steps spent climbing from 1/25 of the peak (cosine for onecycle, else linear)."""
     step_epochs: int = 30
     """Stairs: epochs between two drops of the step schedule."""
