@@ -93,9 +93,12 @@ def begin(notebook: str) -> None:
             )
 
 
-def finish() -> None:
-    """Last cell of a notebook: how long it took here, printed and kept for the record."""
+def finish(reused: bool = False) -> None:
+    """Last cell of a notebook: how long it took here, printed and, unless an earlier training was reused, kept."""
     seconds = time.perf_counter() - _clock["started"]
+    if reused:
+        print(f"this notebook took {_duration(seconds)} here, with the training of an earlier run")
+        return
     folder = Path("results") / _clock["recipe"]
     times = _times(folder).seconds | {_clock["notebook"]: seconds}
     save_record(NotebookTimes(seconds=times), folder / "notebook_times.json")

@@ -38,7 +38,7 @@ def plain_model(seed=0):
     return nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3))
 
 
-def tested_images(rank, ranks):
+def count_tested(rank, ranks):
     data = make_data(test=10_000)
     witness = Witness(data)
     world = World(rank, ranks, rank, ranks, launched=True)
@@ -48,7 +48,7 @@ def tested_images(rank, ranks):
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 7])
 def test_every_test_image_is_tested_exactly_once(ranks):
-    answers = run_on_ranks(tested_images, ranks, ranks)
+    answers = run_on_ranks(count_tested, ranks, ranks)
     assert sorted(index for seen, _, _ in answers for index in seen) == list(range(10_000))
     expected = torch.bincount(make_data(test=10_000).test.labels, minlength=3).tolist()
     assert all(counts == expected and total == 10_000 for _, counts, total in answers)

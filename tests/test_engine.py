@@ -109,7 +109,7 @@ def test_stairs_equal_torchs_step_schedule():
 def test_constant_schedule_climbs_in_a_straight_line_and_stays():
     found = rates(TrainConfig(epochs=2, schedule="constant", warmup=0.5), 10)
     assert found[0] == pytest.approx(1 / 25)
-    climb = [b - a for a, b in itertools.pairwise(found)]
+    climb = [b - a for a, b in itertools.pairwise(found[:10])]
     assert climb == pytest.approx([climb[0]] * 9)
     assert found[9:] == [1.0] * 11
 
@@ -167,9 +167,10 @@ def run(data, config, model):
 
 def test_fit_learns_and_repeats_itself():
     data = make_data(train=64)
-    bright = replace(data.train, images=(data.train.labels[:, None, None, None] * 80).byte().expand(-1, 32, 32, 3))
-    data = replace(data, train=bright, test=bright)
-    config = TrainConfig(epochs=15, batch_size=16, lr=0.05, augment=False)
+    colour = 200 * torch.eye(3, dtype=torch.uint8)[data.train.labels]  # class 0 is red, 1 green, 2 blue
+    plain = replace(data.train, images=colour[:, None, None].expand(-1, 32, 32, 3).contiguous())
+    data = replace(data, train=plain, test=plain)
+    config = TrainConfig(epochs=20, batch_size=16, lr=0.05, lr_batch=16, augment=False)
     history, confusion = run(data, config, small_model())
     again, _ = run(data, config, small_model())
     assert confusion.sum() == 64

@@ -149,6 +149,7 @@ def saved(config):
 def test_a_checkpoint_has_all_that_training_changes(saved, config):
     path, state = saved
     content, its_config = load_checkpoint(path)
+    assert torch.equal(content["random_state"], torch.get_rng_state())
     assert path.name == "baseline_resnet50_digits.pth"
     assert its_config == config
     assert content["epoch"] == 1
@@ -158,7 +159,6 @@ def test_a_checkpoint_has_all_that_training_changes(saved, config):
     momentum = content["optimizer"]["state"][0]["momentum_buffer"]
     assert torch.equal(momentum, state.optimizer.state_dict()["state"][0]["momentum_buffer"])
     assert content["schedule"]["last_epoch"] == 0
-    assert torch.equal(content["random_state"], torch.get_rng_state())
 
 
 def test_weights_of_another_network_are_refused(saved):
