@@ -1,5 +1,7 @@
 """Data sets: what is read, and what is said when it cannot be."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,3 +164,25 @@ def test_a_file_in_place_of_the_folder(tmp_path, no_network):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="could not download"):
         load_dataset(replace(config("cifar10"), data_dir=tmp_path / "file"))
+
+
+def test_of_two_processes_that_start_together_one_downloads(tmp_path, monkeypatch):
+    """Threads stand for processes: the lock is on a file, and each takes its own."""
+    downloads = []
+
+    def slow_download(reader, data_dir, folder):
+        downloads.append(folder)
+        time.sleep(0.5)
+        (data_dir / folder).mkdir()
+
+    def open_parts(reader, data_dir):
+        if not (data_dir / "there").exists():
+            raise RuntimeError("Dataset not found")
+        return "train", "test"
+
+    monkeypatch.setattr(datasets, "_download", slow_download)
+    monkeypatch.setattr(datasets, "_open_parts", open_parts)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: datasets._fetch(object, tmp_path, "there", "there/*"), range(4)))
+    assert found == [("train", "test")] * 4
+    assert downloads == ["there"]
