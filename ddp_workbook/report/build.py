@@ -251,7 +251,7 @@ def recheck(summary: CourseSummary) -> str:
     share = 100 * summary.rechecked_disagreements / summary.test_images
     return (
         f"classified {summary.rechecked_disagreements} of {summary.test_images:,} images ({share:.2f} %) differently, "
-        f"borderline cases that rounding decides when the batches are split another way"
+        f"borderline cases that rounding decides when another number of threads adds up"
     )
 
 
