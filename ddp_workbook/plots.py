@@ -169,8 +169,8 @@ def baseline_vs_distributed(runs: Sequence[RunRecord], histories: Sequence[Histo
     for place, (a, b) in enumerate(zip(train, test, strict=True)):
         totals.text(place, a + b, f"{a + b:.1f}", ha="center", va="bottom", fontsize=9)
     totals.set(title="Time of the whole run", ylabel="minutes")
-    totals.margins(y=0.15)
-    totals.legend(fontsize=9, loc="lower center")
+    totals.margins(y=0.25)
+    totals.legend(fontsize=9, loc="upper left")
     return figure
 
 
@@ -193,7 +193,7 @@ def speedup_analysis(record: BenchmarkRecord) -> Figure:
         ratios.errorbar(place, row.speedup.value, yerr=reach, color="black", capsize=5, linewidth=1.2)
         ratios.hlines(ideal, place - 0.35, place + 0.35, color=GREY, linestyle="--")
         ratios.text(place + 0.36, ideal, "ideal", color=GREY, va="center", fontsize=8)
-        ratios.text(place + 0.06, row.speedup.high, f" {row.speedup.value:.2f}", va="bottom", fontsize=10)
+        ratios.text(place, row.speedup.value / 2, f"{row.speedup.value:.2f}", ha="center", color="white", fontsize=11)
     labels = ["over " + row.baseline.replace(", ", ",\n") for row in rows]
     ratios.set(
         xticks=range(len(rows)), xticklabels=labels, ylabel="speedup (1 = no gain)", xlim=(-0.6, len(rows) - 0.2)

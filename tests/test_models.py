@@ -61,3 +61,10 @@ def test_each_kind_of_convolution(arguments, size):
     compute_by_matmul(ours)
     x = torch.randn(3, 4, size, size, dtype=torch.float64)
     assert torch.allclose(ours(x), plain(x), rtol=1e-10)
+
+
+def test_gradients_have_the_strides_of_their_weights():
+    """Else DDP would copy each one into its bucket, and warn."""
+    model = build_model(TrainConfig(), 10).to(memory_format=torch.channels_last)
+    model(torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last)).sum().backward()
+    assert all(p.grad.stride() == p.stride() for p in model.parameters())
