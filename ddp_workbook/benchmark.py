@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import statistics
 import tempfile
@@ -113,34 +114,42 @@ class Team:
 
 
 def _work(config: TrainConfig, world: World, meeting_point: str, pipe: Connection) -> None:
-    """A team member's life: set up once, then time as many steps as each message asks for."""
+    """A team member's life, and an orderly end: the model first, then the group (see distributed.process_group)."""
     try:
-        device = choose_device(config.device, world.size, world.local_rank)
-        amp = Arithmetic(device, choose_precision(config.precision, device))
-        set_threads(config, world.local_size)
-        data = load_dataset(config)
-        loader = TrainLoader(data, config, world, device)
-        torch.manual_seed(config.seed)
-        model = build_model(config, len(data.classes)).to(device, memory_format=torch.channels_last)
-        if world.launched:
-            bind_to_loopback()
-            backend = choose_backend(config.backend, device, world.local_size)
-            store = dist.FileStore(meeting_point, world.size)
-            dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
-            model = wrap_ddp(model, device, config.gradient_compression)
-        optimizer = build_optimizer(model, config, world.size)
-        batches = _endless(loader)
-        while True:
-            steps = pipe.recv()
-            start = time.perf_counter()
-            for _ in range(steps):
-                train_step(model, next(batches), optimizer, amp, config.label_smoothing)
-            synchronize(device)
-            pipe.send(time.perf_counter() - start)
+        _answer(config, world, meeting_point, pipe)
     except (EOFError, KeyboardInterrupt, BrokenPipeError):
-        return
+        pipe.close()
     except Exception as error:  # reported to the parent, which raises it
         pipe.send(f"rank {world.rank}: {type(error).__name__}: {error}")
+    gc.collect()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _answer(config: TrainConfig, world: World, meeting_point: str, pipe: Connection) -> None:
+    """Set up once, then time as many steps as each message asks for."""
+    device = choose_device(config.device, world.size, world.local_rank)
+    amp = Arithmetic(device, choose_precision(config.precision, device))
+    set_threads(config, world.local_size)
+    data = load_dataset(config)
+    loader = TrainLoader(data, config, world, device)
+    torch.manual_seed(config.seed)
+    model = build_model(config, len(data.classes)).to(device, memory_format=torch.channels_last)
+    if world.launched:
+        bind_to_loopback()
+        backend = choose_backend(config.backend, device, world.local_size)
+        store = dist.FileStore(meeting_point, world.size)
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
+        model = wrap_ddp(model, device, config.gradient_compression)
+    optimizer = build_optimizer(model, config, world.size)
+    batches = _endless(loader)
+    while True:
+        steps = pipe.recv()
+        start = time.perf_counter()
+        for _ in range(steps):
+            train_step(model, next(batches), optimizer, amp, config.label_smoothing)
+        synchronize(device)
+        pipe.send(time.perf_counter() - start)
 
 
 def _endless(loader: TrainLoader) -> Iterator[list[Batch]]:

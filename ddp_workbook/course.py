@@ -12,6 +12,7 @@ import torch
 import torchvision
 from IPython import get_ipython
 
+from ddp_workbook import run_cell
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.devices import available_cores, choose_device
 from ddp_workbook.errors import InputError
@@ -134,12 +135,5 @@ def _ranks(line: str, cell: str) -> None:
         raise InputError(f"%%ranks needs a number of processes, as in %%ranks 2; not {line!r}") from None
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         script = Path(folder) / "cell.py"
-        script.write_text(_PRELUDE + cell, encoding="utf-8")
-        torchrun([], processes, script)
-
-
-# A whole line of output at a time, so that the ranks' lines do not run into each other; and no network.
-_PRELUDE = """\
-import sys; sys.stdout.reconfigure(line_buffering=True)
-from ddp_workbook.distributed import bind_to_loopback; bind_to_loopback()
-"""
+        script.write_text(cell, encoding="utf-8")
+        torchrun([str(script)], processes, Path(run_cell.__file__))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import tempfile
@@ -100,6 +101,7 @@ def _rank(function: Callable, rank: int, ranks: int, store: str, queue: multipro
             timeout=timedelta(seconds=60),
         )
         value = function(rank, *args)
+        gc.collect()  # see distributed.process_group
         dist.barrier()
         dist.destroy_process_group()
         queue.put((rank, True, value))

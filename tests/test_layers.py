@@ -10,7 +10,7 @@ LAYERS = [
     {"config", "files", "record"},
     {"devices", "recipes", "scaling"},
     {"datasets", "models", "distributed", "flags", "plots", "summary"},
-    {"loader", "checkpoint", "report.diagrams"},
+    {"loader", "checkpoint", "report.diagrams", "run_cell"},
     {"engine", "report.build"},
     {"progress", "results", "launch"},
     {"benchmark", "notebooks"},
