@@ -113,7 +113,7 @@ def test_spine_and_limits(name):
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     assert all(part in prose for part in ("**Goal.**", "**You need**", "**Time.**", "## Exercises", "**Summary.**"))
     assert "course.begin(" in code[0]
-    assert "course.finish()" in "".join(code[-2:])
+    assert "course.finish(" in "".join(code[-2:])
     limit = 32  # a %%ranks cell is a whole program; other cells have at most 20 lines
     assert not [c for c in code if len(c.splitlines()) > (limit if c.startswith("%%ranks") else 24)]
     assert not re.search(r"[\U0001F300-\U0001FAFF]", prose)
