@@ -97,7 +97,7 @@ def ddp_workbook(*arguments):
     [
         (["run", "--recipe", "nothing"], "unknown recipe 'nothing'"),
         (["run", "--epochs", "0"], "--epochs must be at least 1"),
-        (["dance"], "Expected one of"),
+        (["dance"], "Available subcommands: run, report"),
         (["report", "--results-dir", "nowhere"], "does not exist"),
         (["report", "--recipe", "../../etc"], "unknown recipe"),
     ],
@@ -105,5 +105,5 @@ def ddp_workbook(*arguments):
 def test_the_command_line_refuses_in_one_line(arguments, message):
     done = ddp_workbook(*arguments)
     assert done.returncode == 2
-    assert message in done.stderr or message == "Expected one of"
+    assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
