@@ -68,8 +68,8 @@ def wilson(successes: int, trials: int) -> Interval:
 def accuracy_difference(first: RunRecord, second: RunRecord) -> Interval:
     """Test accuracy of `second` minus that of `first`, by the normal approximation for two independent samples.
 
-    It covers the choice of test images alone. Both runs see the same ones, which usually makes the true interval narrower;
-    another seed would move either accuracy too, and with one run each nothing here can tell by how much.
+    It covers the choice of test images alone. Both runs see the same ones, which usually makes the true interval
+    narrower; another seed would move either accuracy too, and with one run each nothing here can tell by how much.
     """
     n = first.dataset.test_images
     p, q = first.test_accuracy, second.test_accuracy
