@@ -10,8 +10,9 @@ from pydantic import ConfigDict
 
 from ddp_workbook.errors import InputError
 
-ModelName = Literal["resnet50"]
+ModelName = Literal["resnet50", "mlp", "cnn"]
 DatasetName = Literal["digits", "mnist", "cifar10", "imagefolder"]
+GREY = ("digits", "mnist")  # data sets with one channel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,19 +44,23 @@ class TrainConfig:
     """Images per process and step, as in DDP; the global batch is this times processes times accumulate."""
     accumulate: int = 1
     """Batches whose gradients are added up before one optimizer step."""
-    lr: float = 0.1
+    lr: float = 0.2
     """Peak learning rate at a global batch of lr_batch images; it scales with the real global batch."""
     lr_batch: int = 128
     """Global batch that lr belongs to."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """SGD with Nesterov momentum, or Adam with torch's betas."""
     momentum: float = 0.9
-    """Momentum of SGD (Nesterov)."""
+    """Momentum of SGD (onecycle swings it by 0.05, lowest at the peak learning rate); Adam has none to set."""
     weight_decay: float = 5e-4
     """L2 penalty, not applied to biases and normalisation parameters."""
+    dropout: float = 0.0
+    """Share of the hidden activations that mlp and cnn drop in training; a ResNet has none."""
     label_smoothing: float = 0.1
     """Share of the target probability that is spread over all classes."""
     schedule: Literal["onecycle", "step", "constant"] = "onecycle"
     """Learning rate after the warm-up: cosine to zero, stairs, or flat."""
-    warmup: float = 0.2
+    warmup: float = 0.3
     """Share of the steps spent climbing from 1/25 of the peak (cosine for onecycle, else linear)."""
     step_epochs: int = 30
     """Stairs: epochs between two drops of the step schedule."""
@@ -81,11 +86,13 @@ class TrainConfig:
         at_least_one = ("image_size", "epochs", "batch_size", "accumulate", "lr_batch", "step_epochs")
         for name in at_least_one:
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        self._require("image_size", 32 <= self.image_size <= 512, "between 32 and 512")
+        self._require("image_size", 28 <= self.image_size <= 512, "between 28 and 512")
         self._require("epochs", self.epochs <= 10_000, "at most 10000")
         self._require("lr", 0 < self.lr < float("inf"), "above 0")
         self._require("momentum", 0 <= self.momentum < 1, "at least 0 and below 1")
         self._require("weight_decay", 0 <= self.weight_decay < float("inf"), "at least 0")
+        self._require("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
+        self._require("dropout", self.dropout == 0 or self.model != "resnet50", "0 for resnet50, which has no dropout")
         self._require("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1")
         self._require("warmup", 0 <= self.warmup < 1, "at least 0 and below 1")
         self._require("step_gamma", 0 < self.step_gamma <= 1, "above 0 and at most 1")
@@ -105,6 +112,11 @@ class TrainConfig:
     @property
     def run_dir(self) -> Path:
         return self.results_dir / self.recipe
+
+    @property
+    def channels(self) -> int:
+        """Of the images that the model sees: a ResNet wants three, the small networks take grey as it is."""
+        return 1 if self.dataset in GREY and self.model != "resnet50" else 3
 
     def global_batch(self, processes: int) -> int:
         """Images behind one optimizer step."""

@@ -25,7 +25,7 @@ IMAGES = {"digits": (1437, 360), "mnist": (60_000, 10_000), "cifar10": (50_000, 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images (N, height, width, 3) as uint8, and their labels (N,) as int64."""
+    """Images (N, height, width, channels) as uint8, and their labels (N,) as int64."""
 
     images: Tensor
     labels: Tensor
@@ -39,7 +39,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test images. `mean` and `std` (3,) belong to the training pixels, as shares of 255."""
+    """Training and test images. `mean` and `std` (channels,) belong to the training pixels, as shares of 255."""
 
     name: str
     classes: tuple[str, ...]
@@ -84,7 +84,7 @@ def _read_digits(config: TrainConfig) -> Parts:
 
     raw = load_digits()
     grey = torch.from_numpy(raw.images).float().mul_(255 / 16).unsqueeze(-1)
-    images, labels = _fit_square(grey, config.image_size), torch.from_numpy(raw.target).long()
+    images, labels = _fit_square(grey, config), torch.from_numpy(raw.target).long()
     train, test = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=raw.target, random_state=0)
     classes = tuple(str(name) for name in raw.target_names)
     return classes, ImageSet(images[train], labels[train]), ImageSet(images[test], labels[test])
@@ -96,7 +96,7 @@ def _read_mnist(config: TrainConfig) -> Parts:
     train, test = _fetch(MNIST, config.data_dir, "MNIST", "MNIST/raw/*-ubyte")
 
     def convert(part: MNIST) -> ImageSet:
-        return ImageSet(_fit_square(part.data.unsqueeze(-1), config.image_size), part.targets.long())
+        return ImageSet(_fit_square(part.data.unsqueeze(-1), config), part.targets.long())
 
     return tuple(str(digit) for digit in range(10)), convert(train), convert(test)
 
@@ -107,7 +107,7 @@ def _read_cifar10(config: TrainConfig) -> Parts:
     train, test = _fetch(CIFAR10, config.data_dir, "cifar-10-batches-py", "cifar-10-batches-py/*_batch*")
 
     def convert(part: CIFAR10) -> ImageSet:
-        return ImageSet(_fit_square(torch.from_numpy(part.data), config.image_size), torch.tensor(part.targets))
+        return ImageSet(_fit_square(torch.from_numpy(part.data), config), torch.tensor(part.targets))
 
     return tuple(train.classes), convert(train), convert(test)
 
@@ -197,23 +197,25 @@ def _remove_if_empty(data_dir: Path, lock: Path) -> None:
         data_dir.rmdir()
 
 
-def _fit_square(images: Tensor, size: int) -> Tensor:
-    """(N, h, w, channels) -> (N, size, size, 3) as uint8: scaled where the sizes differ, grey repeated thrice."""
+def _fit_square(images: Tensor, config: TrainConfig) -> Tensor:
+    """(N, h, w, c) -> (N, size, size, channels) as uint8: scaled where it must be, grey repeated for colour models."""
+    size = config.image_size
     if images.shape[1:3] != (size, size):
         pixels = images.permute(0, 3, 1, 2).float()
         pixels = functional.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
         images = pixels.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-    return images.to(torch.uint8).expand(-1, -1, -1, 3).contiguous()
+    return images.to(torch.uint8).expand(-1, -1, -1, config.channels).contiguous()
 
 
 def _pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel, as shares of 255."""
-    total, squares = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    channels = images.shape[-1]
+    total, squares = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
     for part in images.split(1000):  # a float copy of everything would take four times the data set's memory
-        pixels = part.reshape(-1, 3).to(torch.float32) / 255
+        pixels = part.reshape(-1, channels).to(torch.float32) / 255
         total += pixels.sum(0, dtype=torch.float64)
         squares += pixels.square().sum(0, dtype=torch.float64)
-    count = images.numel() / 3
+    count = images.numel() / channels
     mean = total / count
     std = (squares / count - mean**2).clamp(min=1e-6).sqrt()
     return mean.float(), std.float()

@@ -15,7 +15,7 @@ from ddp_workbook.errors import InputError
 
 EVALUATION_BATCH = 250  # images; the result does not depend on it
 
-Batch = tuple[Tensor, Tensor]  # images (n, 3, size, size) float32 in channels-last order, labels (n,) int64
+Batch = tuple[Tensor, Tensor]  # images (n, channels, size, size) float32 in channels-last order, labels (n,) int64
 
 
 class TrainLoader:
@@ -62,7 +62,7 @@ class TrainLoader:
 
 
 class Normaliser:
-    """uint8 (n, size, size, 3) -> float32 (n, 3, size, size) with mean 0 and deviation 1 per channel.
+    """uint8 (n, size, size, channels) -> float32 (n, channels, size, size) with mean 0 and deviation 1 per channel.
 
     The result is a view in channels-last order, which is how the pixels lie in memory already.
     """
@@ -79,7 +79,7 @@ def crop_and_flip(images: Tensor, index: Tensor, padding: int, flip: bool, draws
     """images[index], each shifted by up to `padding` pixels with reflected borders and mirrored with chance 1/2.
 
     One gather does it all: per image a list of source rows and one of source columns, drawn independently. `images`
-    is (N, size, size, 3) on any device; `index` (n,) and `draws` are on the CPU. Returns (n, size, size, 3).
+    is (N, size, size, channels) on any device; `index` (n,) and `draws` are on the CPU. Returns (n, ...) like images.
     """
     count, size = len(index), images.shape[1]
     reflect = torch.arange(-padding, size + padding).abs()

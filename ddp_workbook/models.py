@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -44,26 +45,57 @@ def compute_by_matmul(model: nn.Module) -> None:
                 module.__class__ = MatmulConv2d
 
 
-def build_resnet50(classes: int, image_size: int) -> nn.Module:
-    """torchvision's ResNet-50 for RGB images (N, 3, image_size, image_size) -> logits (N, classes).
+def build_resnet50(config: TrainConfig, classes: int) -> nn.Module:
+    """torchvision's ResNet-50: images (N, 3, size, size) -> logits (N, classes).
 
     Small images get a 3x3 stem of the same stride, so every later layer and the cost of a step stay as they were.
     The last BatchNorm of each block starts at zero, so that a block starts as the identity (Goyal et al. 2017).
     """
     model = resnet50(num_classes=classes, zero_init_residual=True)
-    if image_size <= SMALL_IMAGE:
+    if config.image_size <= SMALL_IMAGE:
         model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=2, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     compute_by_matmul(model)
     return model
 
 
-MODELS: dict[str, Callable[[int, int], nn.Module]] = {"resnet50": build_resnet50}
+def build_mlp(config: TrainConfig, classes: int) -> nn.Module:
+    """Four fully connected layers, dropout between them: images (N, channels, size, size) -> logits (N, classes)."""
+    widths = [config.channels * config.image_size**2, 512, 256, 128]
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(config.dropout)]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
+
+
+def build_cnn(config: TrainConfig, classes: int) -> nn.Module:
+    """Two convolutions, each halved by pooling, and two linear layers: (N, channels, size, size) -> (N, classes)."""
+    pooled = config.image_size // 4
+    return nn.Sequential(
+        nn.Conv2d(config.channels, 32, kernel_size=3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, kernel_size=3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64 * pooled**2, 128),
+        nn.ReLU(),
+        nn.Dropout(config.dropout),
+        nn.Linear(128, classes),
+    )
+
+
+MODELS: dict[str, Callable[[TrainConfig, int], nn.Module]] = {
+    "resnet50": build_resnet50,
+    "mlp": build_mlp,
+    "cnn": build_cnn,
+}
 
 
 def build_model(config: TrainConfig, classes: int) -> nn.Module:
     """The recipe's network with fresh weights, drawn from torch's global random state."""
-    return MODELS[config.model](classes, config.image_size)
+    return MODELS[config.model](config, classes)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -76,7 +76,7 @@ BAD_FLAGS = [
     ("--label-smoothing 1", "--label-smoothing must be at least 0 and below 1"),
     ("--warmup 1.5", "--warmup must be at least 0 and below 1"),
     ("--step-gamma 0", "--step-gamma must be above 0"),
-    ("--image-size 8", "--image-size must be between 32 and 512"),
+    ("--image-size 8", "--image-size must be between 28 and 512"),
     ("--seed -1", "--seed must be from 0"),
     ("--threads -1", "--threads must be from 0"),
     ("--precision int8", "invalid choice 'int8'"),

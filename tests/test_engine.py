@@ -15,11 +15,12 @@ from ddp_workbook.config import TrainConfig
 from ddp_workbook.devices import Arithmetic
 from ddp_workbook.distributed import World
 from ddp_workbook.engine import (
+    Schedule,
     build_optimizer,
-    build_schedule,
     evaluate,
     fit,
     learning_rate_factor,
+    momentum_at,
     train_epoch,
     train_step,
 )
@@ -82,17 +83,26 @@ def rates(config, steps_per_epoch):
 @pytest.mark.parametrize(("epochs", "steps", "warmup"), [(10, 390, 0.3), (14, 22, 0.15), (3, 7, 0.5), (5, 1, 0.4)])
 def test_one_cycle_equals_torchs(epochs, steps, warmup):
     config = TrainConfig(epochs=epochs, warmup=warmup)
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    judge = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 1.0, total_steps=epochs * steps, pct_start=warmup, cycle_momentum=False
-    )
-    expected = []
-    for _ in range(epochs * steps):
-        expected.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        if len(expected) < epochs * steps:
+    total = epochs * steps
+    theirs, mine = (torch.optim.SGD([torch.zeros(1)], lr=1.0, momentum=0.9) for _ in range(2))
+    judge = torch.optim.lr_scheduler.OneCycleLR(theirs, 1.0, total_steps=total, pct_start=warmup)
+    schedule = Schedule(mine, config, steps)
+    for step in range(total):
+        expected, found = theirs.param_groups[0], mine.param_groups[0]
+        assert found["lr"] == pytest.approx(expected["lr"], abs=1e-7)
+        assert found["momentum"] == pytest.approx(expected["momentum"], abs=1e-7)
+        theirs.step(), mine.step(), schedule.step()
+        if step + 1 < total:
             judge.step()
-    assert rates(config, steps) == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.03, 0.5, 0.9, 0.99])
+def test_momentum_stays_in_its_range(momentum):
+    config = TrainConfig(epochs=2, momentum=momentum)
+    found = [momentum_at(step, 10, config) for step in range(20)]
+    assert all(0 <= value < 1 for value in found)
+    assert (max(found) + min(found)) / 2 == pytest.approx(momentum, abs=0.01)
+    assert {momentum_at(step, 10, replace(config, schedule="step")) for step in range(20)} == {momentum}
 
 
 def test_stairs_equal_torchs_step_schedule():
@@ -125,7 +135,7 @@ def test_the_optimizer_uses_the_schedule_from_its_first_step(data):
     config = TrainConfig(epochs=2, batch_size=16)
     loader = TrainLoader(data, config, World(), CPU)
     optimizer = build_optimizer(small_model(), config, processes=1)
-    schedule = build_schedule(optimizer, config, loader.steps)
+    schedule = Schedule(optimizer, config, loader.steps)
     used = []
     for _ in range(2 * loader.steps):
         used.append(optimizer.param_groups[0]["lr"])
@@ -151,7 +161,7 @@ def test_epoch_metrics_are_means_over_images(data):
     config = TrainConfig(batch_size=16, lr=1e-12, label_smoothing=0.0, augment=False)
     loader, model = TrainLoader(data, config, World(), CPU), small_model()
     optimizer = build_optimizer(model, config, 1)
-    schedule = build_schedule(optimizer, config, loader.steps)
+    schedule = Schedule(optimizer, config, loader.steps)
     loss, right = train_epoch(model, loader, optimizer, schedule, FP32, config, epoch=1)
     confusion, judge = evaluate(model, evaluation_batches(data.train, loader.normalise, World()), 3, FP32)
     assert loss == pytest.approx(judge, rel=1e-5)
@@ -161,7 +171,7 @@ def test_epoch_metrics_are_means_over_images(data):
 def run(data, config, model):
     loader = TrainLoader(data, config, World(), CPU)
     optimizer = build_optimizer(model, config, 1)
-    state = TrainingState(model, optimizer, build_schedule(optimizer, config, loader.steps), FP32)
+    state = TrainingState(model, optimizer, Schedule(optimizer, config, loader.steps), FP32)
     return fit(state, loader, data, config, World())
 
 
