@@ -25,7 +25,7 @@ from ddp_workbook.config import TrainConfig
 from ddp_workbook.datasets import Dataset, load_dataset
 from ddp_workbook.devices import Arithmetic, choose_backend, choose_device, choose_precision, set_threads
 from ddp_workbook.distributed import World, process_group, read_world, wrap_ddp
-from ddp_workbook.engine import Reporter, Schedule, build_optimizer, fit
+from ddp_workbook.engine import Reporter, build_optimizer, build_schedule, fit
 from ddp_workbook.errors import InputError, exit_with
 from ddp_workbook.flags import parse_flags
 from ddp_workbook.loader import TrainLoader
@@ -70,7 +70,7 @@ def train(
 
     # 4. The optimizer: its learning rate follows the global batch, not the number of processes.
     optimizer = build_optimizer(model, config, processes=world.size)
-    schedule = Schedule(optimizer, config, loader.steps)
+    schedule = build_schedule(optimizer, config, loader.steps)
     state = TrainingState(model, optimizer, schedule, amp)
     if world.is_main:  # NEW: one rank speaks for all
         print(describe_run(config, world, amp, loader), flush=True)

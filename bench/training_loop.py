@@ -28,7 +28,7 @@ from ddp_workbook.devices import (
     synchronize,
 )
 from ddp_workbook.distributed import World
-from ddp_workbook.engine import Schedule, build_optimizer, train_epoch
+from ddp_workbook.engine import build_optimizer, build_schedule, train_epoch
 from ddp_workbook.loader import TrainLoader
 from ddp_workbook.models import build_model
 from ddp_workbook.recipes import DEFAULT, get_recipe
@@ -64,7 +64,7 @@ def main(options: Options) -> None:
     torch.manual_seed(config.seed)
     model = build_model(config, len(data.classes)).to(device, memory_format=torch.channels_last).train()
     optimizer = build_optimizer(model, config, processes=1)
-    schedule = Schedule(optimizer, config, loader.steps)
+    schedule = build_schedule(optimizer, config, loader.steps)
     images, labels = next(loader.epoch(1))[0]
 
     def bare() -> None:

@@ -1,28 +1,19 @@
-"""Short interleaved timings of the same training step, spread over the machine in different ways."""
+"""Short trainings in turns: the same work, spread over the machine in different ways."""
 
 from __future__ import annotations
 
-import gc
-import multiprocessing
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
-from itertools import count
-from multiprocessing.connection import Connection
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
-import torch.distributed as dist
 
 from ddp_workbook.config import TrainConfig
-from ddp_workbook.datasets import load_dataset
 from ddp_workbook.devices import (
     Arithmetic,
     available_cores,
-    choose_backend,
     choose_device,
     choose_precision,
     choose_threads,
@@ -30,17 +21,18 @@ from ddp_workbook.devices import (
     set_threads,
     synchronize,
 )
-from ddp_workbook.distributed import World, bind_to_loopback, wrap_ddp
-from ddp_workbook.engine import build_optimizer, evaluate, train_step
+from ddp_workbook.distributed import average_buffers, unwrap
+from ddp_workbook.engine import accuracy, build_optimizer, evaluate, train_step
 from ddp_workbook.errors import InputError
-from ddp_workbook.launch import LaunchError
-from ddp_workbook.loader import Batch, TrainLoader
+from ddp_workbook.launch import MOST_PROCESSES
+from ddp_workbook.loader import evaluation_batches
 from ddp_workbook.models import build_model
-from ddp_workbook.record import Arrangement, BenchmarkRecord
 from ddp_workbook.scaling import Interval
+from ddp_workbook.team import Member, Team
+from ddp_workbook.timings import Arrangement, BenchmarkRecord, Role
 
 WARM_UP_STEPS = 3
-SECONDS_TO_STOP = 20
+MOST_LOSSES = 200  # kept of each training
 
 
 def probe(batch_size: int, device: torch.device, steps: int = 5) -> tuple[Interval, Interval]:
@@ -68,149 +60,172 @@ def _rates(step: Callable[[], object], images: int, steps: int, device: torch.de
     return Interval(statistics.median(rates), min(rates), max(rates))
 
 
-class Team:
-    """Processes that train one model together, step by step, and sleep in between: idle, they take no CPU time."""
+@dataclass(frozen=True)
+class Plan:
+    """One arrangement of the work. A bound is the same processes without any communication."""
 
-    def __init__(self, name: str, config: TrainConfig, processes: int, threads: int) -> None:
-        self.name, self.processes, self.threads = name, processes, threads
-        self.config = replace(config, threads=threads)
-        self.folder = tempfile.TemporaryDirectory(prefix="team-")
-        context = multiprocessing.get_context("spawn")
-        self.pipes: list[Connection] = []
-        self.workers = []
-        for rank in range(processes):
-            ours, theirs = context.Pipe()
-            world = World(rank, processes, rank, processes, launched=processes > 1)
-            meeting_point = str(Path(self.folder.name) / "store")
-            worker = context.Process(target=_work, args=(self.config, world, meeting_point, theirs), daemon=True)
-            worker.start()
-            theirs.close()
-            self.pipes.append(ours)
-            self.workers.append(worker)
-
-    def __enter__(self) -> Team:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for pipe in self.pipes:
-            pipe.close()  # a worker takes the end of its pipe as the end of its work
-        for worker in self.workers:
-            worker.join(SECONDS_TO_STOP)
-            worker.kill()
-        self.folder.cleanup()
-
-    def images_per_second(self, steps: int) -> float:
-        """Rate of the whole team over `steps` optimizer steps, by the clock of rank 0."""
-        try:
-            for pipe in self.pipes:
-                pipe.send(steps)
-            answers = [pipe.recv() for pipe in self.pipes]
-        except (EOFError, OSError) as error:
-            raise LaunchError(f"a process of {self.name!r} died; its own message stands above") from error
-        for answer in answers:
-            if isinstance(answer, str):
-                raise LaunchError(f"{self.name!r}: {answer}")
-        return steps * self.config.global_batch(self.processes) / answers[0]
+    name: str
+    role: Role
+    processes: int
+    threads: int
+    config: TrainConfig
 
 
-def _work(config: TrainConfig, world: World, meeting_point: str, pipe: Connection) -> None:
-    """A team member's life, and an orderly end: the model first, then the group (see distributed.process_group)."""
-    try:
-        _answer(config, world, meeting_point, pipe)
-    except (EOFError, KeyboardInterrupt, BrokenPipeError):
-        pipe.close()
-    except Exception as error:  # reported to the parent, which raises it
-        pipe.send(f"rank {world.rank}: {type(error).__name__}: {error}")
-    gc.collect()
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def arrangements(config: TrainConfig, process_counts: Sequence[int], scaling: str) -> list[Plan]:
+    """The serial baselines, then for each process count the bound and the distributed run.
 
-
-def _answer(config: TrainConfig, world: World, meeting_point: str, pipe: Connection) -> None:
-    """Set up once, then time as many steps as each message asks for."""
-    device = choose_device(config.device, world.size, world.local_rank)
-    amp = Arithmetic(device, choose_precision(config.precision, device))
-    set_threads(config, world.local_size)
-    data = load_dataset(config)
-    loader = TrainLoader(data, config, world, device)
-    torch.manual_seed(config.seed)
-    model = build_model(config, len(data.classes)).to(device, memory_format=torch.channels_last)
-    if world.launched:
-        bind_to_loopback()
-        backend = choose_backend(config.backend, device, world.local_size)
-        store = dist.FileStore(meeting_point, world.size)
-        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
-        model = wrap_ddp(model, device, config.gradient_compression)
-    optimizer = build_optimizer(model, config, world.size)
-    batches = _endless(loader)
-    while True:
-        steps = pipe.recv()
-        start = time.perf_counter()
-        for _ in range(steps):
-            train_step(model, next(batches), optimizer, amp, config.label_smoothing)
-        synchronize(device)
-        pipe.send(time.perf_counter() - start)
-
-
-def _endless(loader: TrainLoader) -> Iterator[list[Batch]]:
-    for epoch in count(1):
-        yield from loader.epoch(epoch)
-
-
-def arrangements(config: TrainConfig, processes: int) -> list[tuple[str, int, int]]:
-    """(name, processes, threads each): the serial baselines, and last the distributed run. All use one global batch."""
-    if config.batch_size % processes:
-        raise InputError(f"--batch-size {config.batch_size} cannot be shared out evenly among {processes} processes")
-    device = choose_device(config.device, processes)
-    cores, each = available_cores(), choose_threads(config.threads, processes)
+    The serial batch is config.batch_size: strong scaling shares it out, weak scaling gives it to every process.
+    """
+    device, cores = choose_device(config.device, max(process_counts)), available_cores()
+    serial = [(1, "1 process, 1 thread")] + [(cores, f"1 process, {cores} threads")] * (cores > 1)
     if device.type != "cpu":
-        return [("1 process", 1, cores), (f"{processes} processes", processes, each)]
-    serial = [("1 process, 1 thread", 1, 1)]
-    if cores > 1:
-        serial.append((f"1 process, {cores} threads", 1, cores))
-    threads = "1 thread" if each == 1 else f"{each} threads"
-    excess = ", oversubscribed" if processes * each > cores else ""
-    return [*serial, (f"{processes} processes, {threads} each{excess}", processes, each)]
+        serial = [(choose_threads(config.threads, 1), "1 process")]
+    plans = [Plan(name, "serial", 1, threads, config) for threads, name in serial]
+    for processes in process_counts:
+        if not 2 <= processes <= MOST_PROCESSES:
+            raise InputError(f"a process count must be from 2 to {MOST_PROCESSES}, not {processes}")
+        if scaling == "strong" and config.batch_size % processes:
+            raise InputError(
+                f"--batch-size {config.batch_size} cannot be shared out evenly among {processes} processes; choose "
+                f"another count, or weak scaling, which gives every process the whole batch"
+            )
+        batch = config.batch_size // processes if scaling == "strong" else config.batch_size
+        threads = choose_threads(config.threads, processes)
+        name = f"{processes} processes, {threads} thread" + "s" * (threads > 1) + " each"
+        if device.type == "cpu" and processes * threads > cores:
+            name += ", oversubscribed"
+        shared = replace(config, batch_size=batch)
+        plans += [
+            Plan(f"{name}, not communicating", "bound", processes, threads, shared),
+            Plan(name, "distributed", processes, threads, shared),
+        ]
+    return plans
+
+
+def train(
+    member: Member, config: TrainConfig, communicate: bool, steps: int | None, seed: int | None
+) -> tuple[float, list[float]]:
+    """On every rank: (seconds, loss of each step) of some optimizer steps, or of an epoch; a seed starts afresh."""
+    job = member.job(config, communicate)
+    if seed is not None:
+        job.restart(seed)
+    member.meet()
+    start = time.perf_counter()
+    sums = [job.step() for _ in range(steps or job.loader.steps)]
+    synchronize(member.device)
+    seconds = time.perf_counter() - start
+    return seconds, (torch.stack(sums)[:, 0] / (config.batch_size * config.accumulate)).tolist()
+
+
+def test(member: Member, config: TrainConfig) -> float:
+    """On every rank: test accuracy of the model that the ranks train together."""
+    job = member.job(config, True)
+    average_buffers(job.model)
+    batches = evaluation_batches(job.data.test.to(member.device), job.loader.normalise, member.world)
+    confusion, _ = evaluate(unwrap(job.model), batches, len(job.data.classes), job.amp)
+    job.model.train()
+    return accuracy(confusion)
 
 
 def measure(
     config: TrainConfig,
-    processes: int,
-    steps: int,
+    process_counts: Sequence[int],
     rounds: int,
-    on_round: Callable[[int, dict[str, float]], None] = lambda *_: None,
+    steps: int | None,
+    scaling: str = "strong",
+    earlier: BenchmarkRecord | None = None,
+    on_part: Callable[[str, float], None] = lambda *_: None,
+    on_round: Callable[[BenchmarkRecord], None] = lambda _: None,
 ) -> BenchmarkRecord:
-    """Time the serial baselines and the distributed run in turns. `config.batch_size` is the global batch of all."""
-    plan = arrangements(config, processes)
-    rates: dict[str, list[float]] = {name: [] for name, *_ in plan}
+    """Train every arrangement `rounds` times from fresh weights, all in turns; `steps` steps, or None: config.epochs.
+
+    Whole trainings take turns epoch by epoch and end with a test. `on_part(name, images per second)` hears of every
+    part, `on_round` of the record after each round; `earlier` is such a record, to go on from.
+    """
+    if rounds < 2:
+        raise InputError(f"--repeats must be at least 2, not {rounds}: one measurement has no spread")
+    plans = arrangements(config, process_counts, scaling)
+    record = earlier or empty_record(config, plans, steps, scaling)
+    parts = config.epochs if steps is None else 1
     with ExitStack() as stack:
-        teams = []
-        for name, size, threads in plan:
-            shared = replace(config, batch_size=config.batch_size // size)
-            teams.append(stack.enter_context(Team(name, shared, size, threads)))
-        for team in teams:
-            team.images_per_second(WARM_UP_STEPS)
-        for number in range(rounds):
-            turn = number % len(teams)  # nobody always goes first
-            for team in teams[turn:] + teams[:turn]:
-                rates[team.name].append(team.images_per_second(steps))
-            on_round(number + 1, {name: found[-1] for name, found in rates.items()})
-    device = choose_device(config.device, processes)
+        teams: dict[tuple[int, int], Team] = {}
+        for plan in plans:
+            size = (plan.processes, plan.threads)
+            if size not in teams:
+                teams[size] = stack.enter_context(Team(plan.name, config, *size))
+        for plan in plans:
+            teams[plan.processes, plan.threads].call(train, plan.config, plan.role != "bound", WARM_UP_STEPS, None)
+        for number in range(record.rounds, rounds):
+            turn = number % len(plans)  # nobody always goes first
+            seconds, losses = [0.0] * len(plans), [[] for _ in plans]
+            for part in range(parts):
+                for place in [*range(turn, len(plans)), *range(turn)]:
+                    plan = plans[place]
+                    team = teams[plan.processes, plan.threads]
+                    seed = config.seed + number if part == 0 else None
+                    answers = team.call(train, plan.config, plan.role != "bound", steps, seed)
+                    took, found = max(answer[0] for answer in answers), zip(*(a[1] for a in answers), strict=True)
+                    losses[place] += [sum(values) / len(values) for values in found]
+                    seconds[place] += took
+                    images = (len(losses[place]) // (part + 1)) * plan.config.global_batch(plan.processes)
+                    on_part(plan.name, images / took)
+            tests = [
+                teams[plan.processes, plan.threads].call(test, plan.config)[0]
+                if steps is None and plan.role != "bound"
+                else None
+                for plan in plans
+            ]
+            record = add_round(record, seconds, losses, tests)
+            on_round(record)
+    return record
+
+
+def empty_record(config: TrainConfig, plans: list[Plan], steps: int | None, scaling: str) -> BenchmarkRecord:
+    """A record of no rounds yet."""
+    device = choose_device(config.device, max(plan.processes for plan in plans))
     return BenchmarkRecord(
         recipe=config.recipe,
+        config=config,
         environment=describe_environment(device),
         precision=choose_precision(config.precision, device),
-        gradient_compression=config.gradient_compression,
+        scaling=scaling,
         steps=steps,
-        rounds=rounds,
         arrangements=[
             Arrangement(
-                name=name,
-                processes=size,
-                threads=threads,
-                batch_size=config.batch_size // size,
-                images_per_second=rates[name],
+                name=plan.name,
+                role=plan.role,
+                processes=plan.processes,
+                threads=plan.threads,
+                batch_size=plan.config.batch_size * plan.config.accumulate,
+                images_per_round=0,
+                images_per_second=[],
+                losses=[],
+                accuracies=[],
             )
-            for name, size, threads in plan
+            for plan in plans
         ],
     )
+
+
+def thin(losses: Sequence[float], most: int = MOST_LOSSES) -> list[float]:
+    """At most `most` means of equally many consecutive losses; a remainder at the end is left out."""
+    width = -(-len(losses) // most)
+    return [statistics.fmean(losses[i : i + width]) for i in range(0, len(losses) - width + 1, width)]
+
+
+def add_round(
+    record: BenchmarkRecord, seconds: list[float], losses: list[list[float]], tests: list[float | None]
+) -> BenchmarkRecord:
+    """The record with one more round."""
+    longer = [
+        one.model_copy(
+            update={
+                "images_per_round": len(loss) * one.global_batch,
+                "images_per_second": [*one.images_per_second, len(loss) * one.global_batch / took],
+                "losses": [*one.losses, thin(loss)],
+                "accuracies": one.accuracies if tested is None else [*one.accuracies, tested],
+            }
+        )
+        for one, took, loss, tested in zip(record.arrangements, seconds, losses, tests, strict=True)
+    ]
+    return record.model_copy(update={"arrangements": longer})

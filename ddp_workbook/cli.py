@@ -1,11 +1,12 @@
-"""`ddp-workbook run | report`: the course from the command line. Training alone is distributed_train.py."""
+"""`ddp-workbook run | bench | predict | report`: the course from a shell. Training alone is distributed_train.py."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -35,6 +36,46 @@ class Report:
     """Named run whose records to read."""
     results_dir: Path = Path("results")
     """Folder that holds <recipe>/*.json."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Time a recipe's training on several process counts beside its serial baselines and the no-communication bound."""
+
+    recipe: str = EMBEDDED
+    """Named run."""
+    process_counts: tuple[int, ...] = (2, 4, 8)
+    """How many processes to try."""
+    repeats: int = 5
+    """Rounds in which everything takes its turn, from fresh weights each time."""
+    steps: int | None = None
+    """Optimizer steps of each arrangement in a round (default: 50, unless --epochs is given)."""
+    epochs: int | None = None
+    """Instead of steps: train this many whole epochs in each round, and test."""
+    scaling: Literal["strong", "weak"] = "strong"
+    """Strong: the recipe's batch is shared out among the processes; weak: each process gets all of it."""
+    output_dir: Path = Path("results")
+    """Gets a new folder experiment_<time>; or the folder of an unfinished experiment, to go on with it."""
+    data_dir: Path = Path("data")
+    """Folder with CIFAR-10 and MNIST."""
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Predict speedup, duration and cost of a recipe on a network of machines like this one."""
+
+    bandwidth: str
+    """Of the network, with its unit: 10Gbit."""
+    latency: str
+    """Of one message, with its unit: 50us."""
+    recipe: str = EMBEDDED
+    """Named run; notebook 04 must have measured it on this machine."""
+    processes: int = 64
+    """Most machines to predict for."""
+    price: float | None = None
+    """What one machine costs in an hour, in your currency."""
+    results_dir: Path = Path("results")
+    """Folder that holds <recipe>/survey.json, and gets <recipe>/prediction.png."""
 
 
 def run(options: Run) -> None:
@@ -73,7 +114,47 @@ def report(options: Report) -> None:
     print(build_report(options.results_dir / options.recipe))
 
 
-COMMANDS = Annotated[Run, tyro.conf.subcommand("run")] | Annotated[Report, tyro.conf.subcommand("report")]
+def bench(options: Bench) -> None:
+    """Raises InputError for options that cannot work; on Ctrl-C says how to go on."""
+    from ddp_workbook.experiment import describe, metrics, run_experiment
+
+    if options.steps is not None and options.epochs is not None:
+        raise InputError("give either --steps or --epochs, not both")
+    steps = 50 if options.steps is None and options.epochs is None else options.steps
+    if steps is not None and steps < 1:
+        raise InputError(f"--steps must be at least 1, not {steps}")
+    config = replace(get_recipe(options.recipe), data_dir=options.data_dir)
+    if options.epochs is not None:
+        config = replace(config, epochs=options.epochs)
+    found, folder = run_experiment(
+        config, options.process_counts, options.repeats, steps, options.scaling, options.output_dir
+    )
+    print(f"\n{describe(metrics(found))}\n\nresults and figures: {folder}")
+
+
+def predict(options: Predict) -> None:
+    """Raises InputError for a quantity without unit, or when nothing was measured yet."""
+    from ddp_workbook.prediction import predict_network
+
+    print(
+        predict_network(
+            get_recipe(options.recipe),
+            options.results_dir / options.recipe,
+            options.bandwidth,
+            options.latency,
+            options.processes,
+            options.price,
+        )
+    )
+
+
+COMMANDS = (
+    Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
+    | Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+)
+DO: dict[type, Callable] = {Run: run, Bench: bench, Predict: predict, Report: report}
 
 
 def main() -> None:
@@ -81,7 +162,7 @@ def main() -> None:
 
     try:
         options = parse(COMMANDS, sys.argv[1:], prog="ddp-workbook", description=__doc__)
-        run(options) if isinstance(options, Run) else report(options)
+        DO[type(options)](options)
     except InputError as error:
         exit_with(error, "ddp-workbook")
     except KeyboardInterrupt:

@@ -12,6 +12,7 @@ from ddp_workbook.errors import InputError
 
 ModelName = Literal["resnet50", "mlp", "cnn"]
 DatasetName = Literal["digits", "mnist", "cifar10", "imagefolder"]
+IMAGES = {"digits": (1437, 360), "mnist": (60_000, 10_000), "cifar10": (50_000, 10_000)}  # (training, test)
 GREY = ("digits", "mnist")  # data sets with one channel
 
 
@@ -44,14 +45,16 @@ class TrainConfig:
     """Images per process and step, as in DDP; the global batch is this times processes times accumulate."""
     accumulate: int = 1
     """Batches whose gradients are added up before one optimizer step."""
-    lr: float = 0.2
+    lr: float = 0.1
     """Peak learning rate at a global batch of lr_batch images; it scales with the real global batch."""
     lr_batch: int = 128
     """Global batch that lr belongs to."""
+    head_lr: float = 0.1
+    """Learning rate of the last layer, as a multiple of lr: with few classes and many features it is the steepest."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     """SGD with Nesterov momentum, or Adam with torch's betas."""
     momentum: float = 0.9
-    """Momentum of SGD (onecycle swings it by 0.05, lowest at the peak learning rate); Adam has none to set."""
+    """Momentum of SGD; Adam has none to set."""
     weight_decay: float = 5e-4
     """L2 penalty, not applied to biases and normalisation parameters."""
     dropout: float = 0.0
@@ -60,7 +63,7 @@ class TrainConfig:
     """Share of the target probability that is spread over all classes."""
     schedule: Literal["onecycle", "step", "constant"] = "onecycle"
     """Learning rate after the warm-up: cosine to zero, stairs, or flat."""
-    warmup: float = 0.3
+    warmup: float = 0.2
     """Share of the steps spent climbing from 1/25 of the peak (cosine for onecycle, else linear)."""
     step_epochs: int = 30
     """Stairs: epochs between two drops of the step schedule."""
@@ -89,6 +92,7 @@ class TrainConfig:
         self._require("image_size", 28 <= self.image_size <= 512, "between 28 and 512")
         self._require("epochs", self.epochs <= 10_000, "at most 10000")
         self._require("lr", 0 < self.lr < float("inf"), "above 0")
+        self._require("head_lr", 0 < self.head_lr < float("inf"), "above 0")
         self._require("momentum", 0 <= self.momentum < 1, "at least 0 and below 1")
         self._require("weight_decay", 0 <= self.weight_decay < float("inf"), "at least 0")
         self._require("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")

@@ -19,14 +19,8 @@ from ddp_workbook.errors import InputError
 from ddp_workbook.files import load_record, save_record
 from ddp_workbook.launch import torchrun
 from ddp_workbook.recipes import get_recipe
-from ddp_workbook.record import (
-    BenchmarkRecord,
-    CourseChoice,
-    HistoryRecord,
-    NotebookTimes,
-    RunRecord,
-    load_run,
-)
+from ddp_workbook.record import CourseChoice, HistoryRecord, NotebookTimes, RunRecord, load_run
+from ddp_workbook.timings import BenchmarkRecord
 
 CHOICE_FILE = Path("results") / "course.json"
 REFERENCE = Path("results") / "reference"

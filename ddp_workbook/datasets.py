@@ -20,8 +20,6 @@ from ddp_workbook.config import TrainConfig
 from ddp_workbook.errors import InputError
 from ddp_workbook.record import DatasetInfo
 
-IMAGES = {"digits": (1437, 360), "mnist": (60_000, 10_000), "cifar10": (50_000, 10_000)}  # (training, test)
-
 
 @dataclass(frozen=True)
 class ImageSet:

@@ -7,16 +7,17 @@ import inspect
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from ddp_workbook.communication import CommunicationMeter
 from ddp_workbook.errors import InputError
+from ddp_workbook.record import Communication
 
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}  # Gloo wants the interface's name; Windows has none that it takes
 
@@ -112,21 +113,39 @@ def wrap_ddp(model: nn.Module, device: torch.device, compression: str) -> Distri
         **no_broadcast,  # the parameter was renamed in torch 2.13
         gradient_as_bucket_view=True,  # gradients live in the buckets: no copy before the all-reduce
     )
-    if compression == "bf16":
-        ddp.register_comm_hook(None, default_hooks.bf16_compress_hook)
-    elif compression == "fp16":
-        ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
-    elif compression == "powersgd":
-        state = powerSGD_hook.PowerSGDState(process_group=None, matrix_approximation_rank=2, start_powerSGD_iter=10)
-        ddp.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+    ddp.meter = CommunicationMeter(compression, device)
+    ddp.register_comm_hook(None, ddp.meter.hook)
     return ddp
 
 
-def gradient_sync(model: nn.Module, wanted: bool) -> AbstractContextManager:
+@contextmanager
+def gradient_sync(model: nn.Module, wanted: bool) -> Iterator[None]:
     """Let DDP's backward average the gradients, or only add them up on this rank until it is wanted."""
-    if wanted or not isinstance(model, DistributedDataParallel):
-        return nullcontext()
-    return model.no_sync()
+    if not isinstance(model, DistributedDataParallel):
+        yield
+    elif wanted:
+        yield
+        model.meter.backward_ended()
+    else:
+        with model.no_sync():
+            yield
+
+
+def communication_since(model: nn.Module) -> Communication | None:
+    """What the collectives took since this was last asked, as the mean over the ranks; None without DDP."""
+    if not isinstance(model, DistributedDataParallel):
+        return None
+    traffic = model.meter.take()
+    mine = [sum(traffic.waited), traffic.collective_seconds, traffic.gradient_bytes, len(traffic.collectives)]
+    device = next(model.parameters()).device
+    waited, collective, size, count = (reduce_sum(torch.tensor(mine, dtype=torch.float64, device=device))).tolist()
+    ranks = dist.get_world_size()
+    return Communication(
+        exposed_seconds=waited / ranks,
+        collective_seconds=collective / ranks,
+        gradient_bytes=round(size / ranks),
+        collectives=round(count / ranks),
+    )
 
 
 @torch.no_grad()

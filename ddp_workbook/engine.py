@@ -16,14 +16,13 @@ from ddp_workbook.checkpoint import TrainingState
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.datasets import Dataset
 from ddp_workbook.devices import Arithmetic, synchronize
-from ddp_workbook.distributed import World, average_buffers, gradient_sync, reduce_sum, unwrap
+from ddp_workbook.distributed import World, average_buffers, communication_since, gradient_sync, reduce_sum, unwrap
 from ddp_workbook.errors import InputError
 from ddp_workbook.loader import Batch, TrainLoader, evaluation_batches
 from ddp_workbook.record import EpochRecord
 
 START_FACTOR = 1 / 25  # the warm-up begins at this share of the peak learning rate
 END_FACTOR = 1e-4 / 25  # and one-cycle ends here; both as in torch's OneCycleLR
-MOMENTUM_SWING = 0.05  # one-cycle's momentum: 0.95 at both ends and 0.85 at the peak around 0.9, as there too
 
 
 @dataclass
@@ -48,75 +47,48 @@ class Reporter(Protocol):
 def build_optimizer(model: nn.Module, config: TrainConfig, processes: int) -> torch.optim.Optimizer:
     """Nesterov SGD or Adam, fused into one kernel, with the learning rate scaled to the global batch.
 
-    Biases and normalisation parameters, all of one dimension, are not decayed (Goyal et al. 2017; He et al. 2019).
+    Biases and normalisation parameters, all of one dimension, are not decayed (Goyal et al. 2017; He et al. 2019). The
+    last linear layer has a learning rate of its own, config.head_lr times that of the others.
     """
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+    head = {id(p) for p in [m for m in model.modules() if isinstance(m, nn.Linear)][-1].parameters()}
     lr = config.peak_lr(processes)
+    groups = [
+        {
+            "params": [p for p in model.parameters() if (id(p) in head) == in_head and (p.ndim > 1) == decayed],
+            "lr": lr * (config.head_lr if in_head else 1.0),
+            "weight_decay": config.weight_decay if decayed else 0.0,
+        }
+        for in_head in (False, True)
+        for decayed in (True, False)
+    ]
     if config.optimizer == "adam":
         return torch.optim.Adam(groups, lr=lr, fused=True)
-    return torch.optim.SGD(
-        groups,
-        lr=lr,
-        momentum=config.momentum,
-        nesterov=config.momentum > 0,
-        fused=True,
-    )
-
-
-def one_cycle(step: int, last: int, warmup: float) -> float:
-    """Height of the cycle at `step`: half a cosine up from 0 to 1 at step `warmup`, half a cosine down at `last`."""
-    if step < warmup:
-        return (1 - math.cos(math.pi * step / warmup)) / 2
-    return (1 + math.cos(math.pi * min((step - warmup) / max(last - warmup, 1), 1.0))) / 2
+    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
 
 
 def learning_rate_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
     """Share of the peak learning rate for optimizer step `step`, counted from 0 over the whole run."""
     last = config.epochs * steps_per_epoch - 1
     warmup = config.warmup * (last + 1) - 1  # the step that reaches the peak
-    if config.schedule == "onecycle":
-        floor = START_FACTOR if step < warmup else END_FACTOR
-        return floor + (1 - floor) * one_cycle(step, last, warmup)
     if step < warmup:
-        return START_FACTOR + (1 - START_FACTOR) * step / warmup
+        share = step / warmup
+        climbed = (1 - math.cos(math.pi * share)) / 2 if config.schedule == "onecycle" else share
+        return START_FACTOR + (1 - START_FACTOR) * climbed
     if config.schedule == "constant":
         return 1.0
-    return config.step_gamma ** (step // (config.step_epochs * steps_per_epoch))
+    if config.schedule == "step":
+        return config.step_gamma ** (step // (config.step_epochs * steps_per_epoch))
+    share = (step - warmup) / max(last - warmup, 1)
+    return END_FACTOR + (1 - END_FACTOR) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
 
 
-def momentum_at(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
-    """Momentum of SGD at optimizer step `step`. One-cycle lowers it while the learning rate is high (Smith 2018)."""
-    if config.schedule != "onecycle":
-        return config.momentum
-    last = config.epochs * steps_per_epoch - 1
-    swing = min(MOMENTUM_SWING, config.momentum, (1 - config.momentum) / 2)
-    return config.momentum + swing * (1 - 2 * one_cycle(step, last, config.warmup * (last + 1) - 1))
-
-
-class Schedule(torch.optim.lr_scheduler.LambdaLR):
-    """Sets learning rate and momentum before each optimizer step."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int) -> None:
-        self.place = (steps_per_epoch, config)
-        super().__init__(optimizer, lambda step: learning_rate_factor(step, steps_per_epoch, config))
-
-    def step(self) -> None:
-        super().step()
-        for group in self.optimizer.param_groups:
-            if "momentum" in group:  # Adam has none
-                group["momentum"] = momentum_at(self.last_epoch, *self.place)
-
-    def state_dict(self) -> dict:
-        return {name: value for name, value in super().state_dict().items() if name != "place"}  # that is the config's
-
-    def last_rate(self) -> float:
-        """Learning rate of the optimizer step just taken (the schedule itself already stands at the next one)."""
-        return self.base_lrs[0] * learning_rate_factor(self.last_epoch - 1, *self.place)
+def build_schedule(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Sets the learning rate before each optimizer step."""
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, steps_per_epoch, config)
+    )
 
 
 def train_step(
@@ -149,7 +121,7 @@ def train_epoch(
     model: nn.Module,
     loader: TrainLoader,
     optimizer: torch.optim.Optimizer,
-    schedule: Schedule,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
     amp: Arithmetic,
     config: TrainConfig,
     epoch: int,
@@ -212,6 +184,7 @@ def fit(
         )
         synchronize(state.amp.device)
         trained = time.perf_counter()
+        communication = communication_since(state.model)  # NEW: what of that time the ranks spent on gradients
         if not math.isfinite(loss):  # the reduced loss: every rank sees the same and stops here
             raise InputError(f"training diverged: the loss of epoch {epoch} is {loss}; use a smaller --lr or fp32")
         average_buffers(state.model)  # NEW: all ranks test the same model
@@ -226,12 +199,18 @@ def fit(
                 train_accuracy=right,
                 test_loss=test_loss,
                 test_accuracy=accuracy(confusion),
-                learning_rate=state.schedule.last_rate(),
+                learning_rate=last_rate(state.schedule, config, loader.steps),
                 train_seconds=trained - start,
                 evaluation_seconds=done - trained,
                 images_per_second=loader.steps * config.global_batch(world.size) / (trained - start),
+                communication=communication,
             )
         )
         for reporter in reporters:
             reporter.on_epoch(history[-1])
     return history, confusion
+
+
+def last_rate(schedule: torch.optim.lr_scheduler.LRScheduler, config: TrainConfig, steps_per_epoch: int) -> float:
+    """Learning rate of the optimizer step just taken (the schedule itself already stands at the next one)."""
+    return schedule.base_lrs[0] * learning_rate_factor(schedule.last_epoch - 1, steps_per_epoch, config)

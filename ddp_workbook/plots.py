@@ -9,12 +9,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ddp_workbook.files import write_whole
-from ddp_workbook.record import Arrangement, BenchmarkRecord, HistoryRecord, RunRecord
-from ddp_workbook.scaling import median_interval, speedup_table, wilson
+from ddp_workbook.record import HistoryRecord, RunRecord
+from ddp_workbook.scaling import wilson
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#595959"
 COLOURS = {"baseline": BLUE, "distributed": ORANGE}
@@ -36,7 +35,8 @@ STYLE = {
 }
 
 
-def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+    """A grid of axes in the house style, always two-dimensional; sizes in inches."""
     plt.rcParams.update(STYLE)  # for good: rc_context would also reset the notebook's interactive mode
     return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
 
@@ -46,6 +46,11 @@ def save_png(figure: Figure, path: Path) -> None:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=STYLE["savefig.dpi"], metadata={"Software": None})
     write_whole(path, lambda file: file.write(picture.getvalue()))
+
+
+def close(figure: Figure) -> None:
+    """Let go of a figure that nobody looks at."""
+    plt.close(figure)
 
 
 def to_svg(figure: Figure) -> bytes:
@@ -60,7 +65,7 @@ def image_row(images: np.ndarray, titles: Sequence[str], columns: int | None = N
     """Images (n, size, size, 3) as bytes, each under its title; 12 to a row unless `columns` says otherwise."""
     columns = columns or min(len(images), 12)
     rows = -(-len(images) // columns)
-    figure, axes = _figure(rows, columns, 0.95 * columns, 1.25 * rows)
+    figure, axes = new_figure(rows, columns, 0.95 * columns, 1.25 * rows)
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, title in zip(axes.flat, images, titles, strict=False):
@@ -71,7 +76,7 @@ def image_row(images: np.ndarray, titles: Sequence[str], columns: int | None = N
 
 def schedule(rates: Sequence[float], steps_per_epoch: int) -> Figure:
     """Learning rate of every optimizer step of a run."""
-    figure, axes = _figure(1, 1, 7, 2.6)
+    figure, axes = new_figure(1, 1, 7, 2.6)
     ax = axes[0, 0]
     ax.plot(np.arange(1, len(rates) + 1) / steps_per_epoch, rates, color=BLUE)
     ax.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
@@ -80,7 +85,7 @@ def schedule(rates: Sequence[float], steps_per_epoch: int) -> Figure:
 
 def training_curves(histories: Sequence[HistoryRecord]) -> Figure:
     """Loss, accuracy, epoch time and learning rate over the epochs; one colour per run."""
-    figure, axes = _figure(2, 2, 9, 6)
+    figure, axes = new_figure(2, 2, 9, 6)
     loss, accuracy, seconds, rate = axes.flat
     for history in histories:
         epochs, colour, marker = history.epochs, COLOURS[history.kind], MARKERS[history.kind]
@@ -109,7 +114,7 @@ def confusion_matrices(runs: Sequence[RunRecord]) -> Figure:
     """Counts (left) and shares of the true class (right), a row per run."""
     classes = runs[0].dataset.classes
     size = min(max(4.6, 0.46 * len(classes)), 14)
-    figure, axes = _figure(len(runs), 2, 2.15 * size, len(runs) * size * 0.92)
+    figure, axes = new_figure(len(runs), 2, 2.15 * size, len(runs) * size * 0.92)
     small = {"size": 7 if len(classes) <= 12 else 5}
     for (left, right), run in zip(axes, runs, strict=True):
         counts = np.array(run.confusion)
@@ -129,7 +134,7 @@ def confusion_matrices(runs: Sequence[RunRecord]) -> Figure:
 def per_class_accuracy(runs: Sequence[RunRecord]) -> Figure:
     """Share of each class that is recognised, with 95 % Wilson intervals."""
     classes = runs[0].dataset.classes
-    figure, axes = _figure(1, 1, 8, min(1.4 + 0.34 * len(classes), 30))
+    figure, axes = new_figure(1, 1, 8, min(1.4 + 0.34 * len(classes), 30))
     ax = axes[0, 0]
     places = np.arange(len(classes))
     for offset, run in zip((-0.15, 0.15), runs, strict=False):
@@ -148,7 +153,7 @@ def per_class_accuracy(runs: Sequence[RunRecord]) -> Figure:
 
 def baseline_vs_distributed(runs: Sequence[RunRecord], histories: Sequence[HistoryRecord]) -> Figure:
     """Test accuracy over epochs and over training time, and what each run took."""
-    figure, axes = _figure(1, 3, 11, 3.6)
+    figure, axes = new_figure(1, 3, 11, 3.6)
     by_epoch, by_time, totals = axes[0]
     for history in histories:
         accuracy = [100 * e.test_accuracy for e in history.epochs]
@@ -174,50 +179,10 @@ def baseline_vs_distributed(runs: Sequence[RunRecord], histories: Sequence[Histo
     return figure
 
 
-def speedup_analysis(record: BenchmarkRecord) -> Figure:
-    """Rates of the interleaved benchmark, every round a dot, and the speedup over each serial baseline."""
-    figure, (pair,) = _figure(1, 2, 10, 3.8)
-    rates, ratios = pair
-    for place, arrangement in enumerate(record.arrangements):
-        _draw_rates(rates, place, arrangement, ORANGE if place == len(record.arrangements) - 1 else BLUE)
-    names = [a.name.replace(", ", "\n") for a in record.arrangements]
-    rates.set(xticks=range(len(names)), xticklabels=names, ylabel="training, images/s", ylim=(0, None))
-    rates.set_title(f"Rate, {record.rounds} interleaved rounds")
-    rows = speedup_table(record)
-    run = record.arrangements[-1]
-    for place, row in enumerate(rows):
-        baseline = record.arrangements[place]
-        ideal = run.processes * run.threads / (baseline.processes * baseline.threads)
-        reach = [[row.speedup.value - row.speedup.low], [row.speedup.high - row.speedup.value]]
-        ratios.bar(place, row.speedup.value, width=0.5, color=ORANGE, alpha=0.85)
-        ratios.errorbar(place, row.speedup.value, yerr=reach, color="black", capsize=5, linewidth=1.2)
-        ratios.hlines(ideal, place - 0.35, place + 0.35, color=GREY, linestyle="--")
-        ratios.text(place + 0.36, ideal, "ideal", color=GREY, va="center", fontsize=8)
-        ratios.text(place, row.speedup.value / 2, f"{row.speedup.value:.2f}", ha="center", color="white", fontsize=11)
-    labels = ["over " + row.baseline.replace(", ", ",\n") for row in rows]
-    ratios.set(
-        xticks=range(len(rows)), xticklabels=labels, ylabel="speedup (1 = no gain)", xlim=(-0.6, len(rows) - 0.2)
-    )
-    ratios.axhline(1, color="black", linewidth=0.8)
-    ratios.set_title(f"Speedup of {run.processes} processes, 95 % interval")
-    ratios.margins(y=0.15)
-    return figure
-
-
-def _draw_rates(ax: Axes, place: int, arrangement: Arrangement, colour: str) -> None:
-    """Every round as a dot, spread sideways in order of time; the median with its interval as a bar."""
-    samples = arrangement.images_per_second
-    middle = median_interval(samples)
-    ax.plot(place + np.linspace(-0.18, 0.18, len(samples)), samples, "o", color=colour, alpha=0.45, markersize=5)
-    reach = [[middle.value - middle.low], [middle.high - middle.value]]
-    ax.errorbar(place, middle.value, yerr=reach, fmt="_", color="black", markersize=22, capsize=6, linewidth=1.2)
-    ax.text(place + 0.27, middle.value, f"{middle.value:.0f}", va="center", fontsize=9)
-
-
 def sampler_shards(orders: np.ndarray, batch_size: int) -> Figure:
     """Which rank visits which image: `orders` is (epochs, ranks, images per rank), as DistributedSampler gives them."""
     epochs, ranks, each = orders.shape
-    figure, axes = _figure(epochs, 1, 9, 1.1 + 0.9 * epochs)
+    figure, axes = new_figure(epochs, 1, 9, 1.1 + 0.9 * epochs)
     palette = [BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9"]
     for epoch, ax in enumerate(axes[:, 0]):
         for rank in range(ranks):

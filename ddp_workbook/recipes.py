@@ -14,17 +14,19 @@ EMBEDDED = "resnet50-digits"  # needs no download: the images come with scikit-l
 # serial run.
 _MLP = TrainConfig(
     model="mlp", dataset="mnist", image_size=28, augment=False, epochs=5, batch_size=32, optimizer="adam", lr=0.001,
-    lr_batch=64, weight_decay=1e-5, dropout=0.2, label_smoothing=0.0, schedule="step", step_epochs=3, step_gamma=0.5,
-    warmup=0.0,
+    lr_batch=64, weight_decay=1e-5, dropout=0.2, label_smoothing=0.0, head_lr=1.0, schedule="step",
+    step_epochs=3, step_gamma=0.5, warmup=0.0,
 )  # fmt: skip
 _CNN = TrainConfig(
     model="cnn", dataset="mnist", image_size=28, augment=False, epochs=10, batch_size=64, lr=0.01, lr_batch=64,
-    weight_decay=0.0, dropout=0.5, label_smoothing=0.0, schedule="constant", warmup=0.0,
+    weight_decay=0.0, dropout=0.5, label_smoothing=0.0, head_lr=1.0, schedule="constant", warmup=0.0,
 )  # fmt: skip
 
 _ALL = (
     TrainConfig(dataset="cifar10"),
-    TrainConfig(dataset="digits", epochs=14, batch_size=64, lr=0.05, lr_batch=64, warmup=0.15, label_smoothing=0.0),
+    TrainConfig(
+        dataset="digits", epochs=14, batch_size=64, lr=0.05, lr_batch=64, warmup=0.15, label_smoothing=0.0, head_lr=1.0
+    ),
     TrainConfig(dataset="mnist", epochs=3),
     TrainConfig(dataset="imagefolder"),
     _MLP,

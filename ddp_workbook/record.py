@@ -98,6 +98,20 @@ class RunRecord(Strict):
         return self
 
 
+class Communication(Strict):
+    """The gradient traffic of one epoch, as the mean over the ranks.
+
+    Exposed is the time from a backward pass's last bucket being ready to the end of the pass, waiting for slower ranks
+    included. The collectives' own times are summed, though they overlap with computing and with each other: that sum is
+    no overhead. Bytes are those of the gradients, before any compression.
+    """
+
+    exposed_seconds: Amount
+    collective_seconds: Amount
+    gradient_bytes: Count
+    collectives: Count
+
+
 class EpochRecord(Strict):
     """One epoch; the learning rate is that of its last step, losses are means over images."""
 
@@ -110,6 +124,7 @@ class EpochRecord(Strict):
     train_seconds: Amount
     evaluation_seconds: Amount
     images_per_second: Amount
+    communication: Communication | None = None
 
 
 class HistoryRecord(Strict):
@@ -119,29 +134,6 @@ class HistoryRecord(Strict):
     kind: RunKind
     recipe: str
     epochs: list[EpochRecord]
-
-
-class Arrangement(Strict):
-    """One way to spread the same global batch over the machine, and its rate in each round of a benchmark."""
-
-    name: str
-    processes: Annotated[int, Field(ge=1)]
-    threads: Annotated[int, Field(ge=1)]
-    batch_size: Annotated[int, Field(ge=1)]
-    images_per_second: Annotated[list[Amount], Field(min_length=2)]
-
-
-class BenchmarkRecord(Strict):
-    """Short training runs timed in turns: `rounds` times, `steps` optimizer steps of each arrangement."""
-
-    schema_version: Literal[1] = SCHEMA_VERSION
-    recipe: str
-    environment: Environment
-    precision: Literal["fp32", "bf16", "fp16"]
-    gradient_compression: str
-    steps: Annotated[int, Field(ge=1)]
-    rounds: Annotated[int, Field(ge=2)]
-    arrangements: Annotated[list[Arrangement], Field(min_length=2)]
 
 
 class CourseChoice(Strict):

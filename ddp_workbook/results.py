@@ -43,12 +43,17 @@ def run_kind(world: World) -> RunKind:
 def check_writable(config: TrainConfig) -> None:
     """Raise InputError now, not after the training, when a folder for the results cannot be written."""
     for folder in (config.run_dir, config.checkpoint_dir):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise InputError(f"cannot write into {folder} ({error.strerror}); choose a writable folder") from error
+        require_writable(folder)
+
+
+def require_writable(folder: Path) -> None:
+    """Make the folder if it is not there. Raises InputError when it cannot be written into."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write into {folder} ({error.strerror}); choose a writable folder") from error
 
 
 def describe_world(config: TrainConfig, world: World, backend: str, precision: str) -> WorldInfo:

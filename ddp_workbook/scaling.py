@@ -10,7 +10,8 @@ from scipy import stats
 
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.errors import InputError
-from ddp_workbook.record import BenchmarkRecord, RunRecord
+from ddp_workbook.record import RunRecord
+from ddp_workbook.timings import BenchmarkRecord
 
 CONFIDENCE = 0.95
 
@@ -88,14 +89,21 @@ class SpeedupRow:
 
 
 def speedup_table(record: BenchmarkRecord) -> list[SpeedupRow]:
-    """The distributed arrangement, which is the last, against each serial baseline."""
-    run = record.arrangements[-1]
+    """Each distributed arrangement against each serial baseline."""
     rows = []
-    for baseline in record.arrangements[:-1]:
-        ratio = speedup(run.images_per_second, baseline.images_per_second)
-        share = efficiency(ratio, run.processes * run.threads, baseline.processes * baseline.threads)
-        rows.append(SpeedupRow(baseline.name, run.name, ratio, share))
+    for run in record.by_role("distributed"):
+        workers = min(run.processes * run.threads, record.environment.cores)  # more processes than cores add none
+        for baseline in record.by_role("serial"):
+            ratio = speedup(run.images_per_second, baseline.images_per_second)
+            share = efficiency(ratio, workers, baseline.processes * baseline.threads)
+            rows.append(SpeedupRow(baseline.name, run.name, ratio, share))
     return rows
+
+
+def bound_shares(record: BenchmarkRecord) -> dict[str, Interval]:
+    """By distributed arrangement: its rate as a share of the same processes' rate without communication."""
+    pairs = zip(record.by_role("distributed"), record.by_role("bound"), strict=True)
+    return {run.name: speedup(run.images_per_second, bound.images_per_second) for run, bound in pairs}
 
 
 def require_comparable(baseline: RunRecord, distributed: RunRecord) -> None:

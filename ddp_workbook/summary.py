@@ -8,8 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from ddp_workbook.files import load_record
-from ddp_workbook.record import BenchmarkRecord, CourseSummary, RunRecord, RunSummary, SpeedupSummary, load_run
-from ddp_workbook.scaling import accuracy_difference, speedup_table, wilson
+from ddp_workbook.record import CourseSummary, RunRecord, RunSummary, SpeedupSummary, load_run
+from ddp_workbook.scaling import SpeedupRow, accuracy_difference, speedup_table, wilson
+from ddp_workbook.timings import BenchmarkRecord
 
 MIB = 2**20
 BEGIN, END = "<!-- results: written by bench/publish.py -->", "<!-- end of results -->"
@@ -70,6 +71,20 @@ def summarise_run(run: RunRecord) -> RunSummary:
     )
 
 
+def speedup_summaries(rows: Sequence[SpeedupRow]) -> list[SpeedupSummary]:
+    """Speedups as they stand in records."""
+    return [
+        SpeedupSummary(
+            baseline=row.baseline,
+            speedup=row.speedup.value,
+            low=row.speedup.low,
+            high=row.speedup.high,
+            efficiency=row.efficiency.value,
+        )
+        for row in rows
+    ]
+
+
 def summarise(
     baseline: RunRecord, distributed: RunRecord, benchmark: BenchmarkRecord, disagreements: int
 ) -> CourseSummary:
@@ -84,16 +99,7 @@ def summarise(
         accuracy_difference_low=difference.low,
         accuracy_difference_high=difference.high,
         rechecked_disagreements=disagreements,
-        speedups=[
-            SpeedupSummary(
-                baseline=row.baseline,
-                speedup=row.speedup.value,
-                low=row.speedup.low,
-                high=row.speedup.high,
-                efficiency=row.efficiency.value,
-            )
-            for row in speedup_table(benchmark)
-        ],
+        speedups=speedup_summaries(speedup_table(benchmark)),
     )
 
 

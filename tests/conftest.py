@@ -18,15 +18,18 @@ import torch
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.datasets import Dataset, ImageSet
 from ddp_workbook.recipes import RECIPES
-from ddp_workbook.record import (
+from ddp_workbook.record import DatasetInfo, Environment, EpochRecord, HistoryRecord, RunRecord, WorldInfo
+from ddp_workbook.timings import (
+    AllReduceTimes,
+    AnatomyRecord,
     Arrangement,
     BenchmarkRecord,
-    DatasetInfo,
-    Environment,
-    EpochRecord,
-    HistoryRecord,
-    RunRecord,
-    WorldInfo,
+    Bucket,
+    StepTimes,
+    SurveyPoint,
+    SurveyRecord,
+    SweepRecord,
+    Timeline,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -172,26 +175,101 @@ def make_run(kind: str = "baseline", right: int = 90, **changes: object) -> tupl
 
 
 def make_benchmark() -> BenchmarkRecord:
-    """Interleaved timings in which two processes are 1.5 times one thread and 0.9 times all cores."""
+    """Interleaved timings in which two processes are 1.5 times one thread, 0.9 times all cores, 0.75 of the bound."""
     noise = [1.0, 1.1, 0.95, 1.02, 0.99]
-    rates = {("1 process, 1 thread", 1, 1): 100, ("1 process, 2 threads", 1, 2): 500 / 3, ("2 processes", 2, 1): 150}
+    rates = {
+        ("1 process, 1 thread", "serial", 1, 1): 100,
+        ("1 process, 2 threads", "serial", 1, 2): 500 / 3,
+        ("2 processes, 1 thread each, not communicating", "bound", 2, 1): 200,
+        ("2 processes, 1 thread each", "distributed", 2, 1): 150,
+    }
     return BenchmarkRecord(
         recipe="resnet50-digits",
+        config=RECIPES["resnet50-digits"],
         environment=make_run()[0].environment,
         precision="fp32",
-        gradient_compression="none",
+        scaling="strong",
         steps=4,
-        rounds=5,
         arrangements=[
             Arrangement(
                 name=name,
+                role=role,
                 processes=processes,
                 threads=threads,
                 batch_size=64 // processes,
+                images_per_round=256,
                 images_per_second=[rate * x for x in noise],
+                losses=[[2.0 * x, 1.5 * x, 1.2 * x, 1.1 * x] for x in noise],
+                accuracies=[],
             )
-            for (name, processes, threads), rate in rates.items()
+            for (name, role, processes, threads), rate in rates.items()
         ],
+    )
+
+
+def make_steps(total: float, count: int = 6, **more: float) -> list[StepTimes]:
+    """Steps of so many seconds with a little noise: a tenth data, 0.4 forward, 0.4 backward, a tenth optimizer."""
+    noise = [1.0, 1.02, 0.99, 1.01, 1.03, 0.98][:count]
+    return [
+        StepTimes(
+            data=0.1 * total * x, forward=0.4 * total * x, backward=0.4 * total * x, optimizer=0.1 * total * x, **more
+        )
+        for x in noise
+    ]
+
+
+def make_anatomy() -> AnatomyRecord:
+    """Two ranks whose steps take 10 ms alone and 13 ms with averaging; two buckets, the second one exposed."""
+    return AnatomyRecord(
+        recipe="resnet50-digits",
+        config=RECIPES["resnet50-digits"],
+        environment=make_run()[0].environment,
+        processes=2,
+        threads=1,
+        precision="fp32",
+        parameters=750_000,
+        averaged=[make_steps(0.013, collectives=0.006, waited=0.002)] * 2,
+        alone=[make_steps(0.010)] * 2,
+        timeline=Timeline(
+            marks=[0.0, 0.001, 0.005, 0.012, 0.013],
+            buckets=[
+                Bucket(ready=0.006, done=0.009, bytes=2_000_000),
+                Bucket(ready=0.010, done=0.012, bytes=1_000_000),
+            ],
+        ),
+    )
+
+
+def make_survey() -> SurveyRecord:
+    """Steps and all-reduces that follow the cost model exactly: 1 ms + 0.1 ms per image, 20 us, 1 GB/s, 2 processes."""
+
+    def all_reduce(size: int) -> float:
+        return size / 1e9 + 2 * 20e-6
+
+    points = []
+    for model, size in (("mlp", 2_000_000), ("resnet50", 90_000_000)):
+        for images in (8, 32, 128):
+            alone = 1e-3 + 1e-4 * images
+            points.append(
+                SurveyPoint(
+                    model=model,
+                    images=images,
+                    gradient_bytes=size,
+                    serial=[1e-3 + 5e-5 * 2 * images] * 3,
+                    averaged=[alone + all_reduce(size)] * 3,
+                    alone=[alone] * 3,
+                )
+            )
+    return SurveyRecord(
+        dataset="digits",
+        environment=make_run()[0].environment,
+        processes=2,
+        threads=1,
+        sweep=SweepRecord(
+            processes=2,
+            samples=[AllReduceTimes(bytes=size, seconds=[all_reduce(size)] * 3) for size in (2**10, 2**20, 2**27)],
+        ),
+        points=points,
     )
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from ddp_workbook import datasets
-from ddp_workbook.config import TrainConfig
-from ddp_workbook.datasets import IMAGES, load_dataset
+from ddp_workbook.config import IMAGES, TrainConfig
+from ddp_workbook.datasets import load_dataset
 from ddp_workbook.errors import InputError
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.devices import Arithmetic
 from ddp_workbook.distributed import World, average_buffers, gather_objects, read_world, reduce_sum, unwrap, wrap_ddp
-from ddp_workbook.engine import Schedule, build_optimizer, evaluate, train_epoch, train_step
+from ddp_workbook.engine import build_optimizer, build_schedule, evaluate, train_epoch, train_step
 from ddp_workbook.errors import InputError
 from ddp_workbook.loader import Normaliser, TrainLoader, evaluation_batches
 
@@ -93,7 +93,7 @@ def ddp_facts(rank, ranks):
     model = wrap_ddp(plain_model(), CPU, "none")
     frozen = replace(config, lr=1e-12)
     optimizer = build_optimizer(model, frozen, 2)
-    schedule = Schedule(optimizer, frozen, loader.steps)
+    schedule = build_schedule(optimizer, frozen, loader.steps)
     facts["metrics"] = train_epoch(model, loader, optimizer, schedule, FP32, frozen, epoch=1)
     facts["unwrapped"] = list(unwrap(model).state_dict()) == list(plain_model().state_dict())
     facts["reduced"] = reduce_sum(torch.tensor([rank + 1])).item()

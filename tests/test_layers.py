@@ -7,17 +7,34 @@ from conftest import ROOT
 
 LAYERS = [
     {"errors"},
-    {"config", "files", "record"},
-    {"devices", "recipes", "scaling"},
+    {"config", "files", "record", "timings"},
+    {"devices", "recipes", "scaling", "communication"},
     {"datasets", "models", "distributed", "flags", "plots", "summary"},
-    {"loader", "checkpoint", "report.diagrams", "run_cell"},
-    {"engine", "report.build"},
+    {"loader", "checkpoint", "costmodel", "plots_speed", "report.diagrams", "run_cell"},
+    {"engine", "plots_cost", "report.build"},
     {"progress", "results", "launch"},
-    {"benchmark", "notebooks"},
+    {"team"},
+    {"anatomy", "benchmark", "notebooks"},
+    {"experiment", "prediction", "survey"},
     {"course", "cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-NO_TORCH = {"errors", "config", "files", "record", "recipes", "scaling", "plots", "summary", "report.build"}
+NO_TORCH = {
+    "errors",
+    "config",
+    "files",
+    "record",
+    "timings",
+    "costmodel",
+    "recipes",
+    "scaling",
+    "plots",
+    "plots_speed",
+    "plots_cost",
+    "prediction",
+    "summary",
+    "report.build",
+}
 
 
 def modules() -> dict[str, ast.Module]:

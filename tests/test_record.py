@@ -14,11 +14,12 @@ from torch import nn
 from ddp_workbook.checkpoint import TrainingState, checkpoint_path, load_checkpoint, load_weights, save_checkpoint
 from ddp_workbook.devices import Arithmetic
 from ddp_workbook.distributed import World
-from ddp_workbook.engine import Schedule, build_optimizer
+from ddp_workbook.engine import build_optimizer, build_schedule
 from ddp_workbook.errors import InputError
 from ddp_workbook.files import load_record, save_record, save_text, write_whole
-from ddp_workbook.record import BenchmarkRecord, HistoryRecord, RunRecord, load_run, record_paths
+from ddp_workbook.record import HistoryRecord, RunRecord, load_run, record_paths
 from ddp_workbook.results import check_writable, finished_run, run_kind
+from ddp_workbook.timings import BenchmarkRecord
 
 
 def save_run_files(folder, kind="baseline"):
@@ -139,7 +140,7 @@ def saved(config):
     optimizer = build_optimizer(model, config, 1)
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    schedule = Schedule(optimizer, config, 5)
+    schedule = build_schedule(optimizer, config, 5)
     state = TrainingState(model, optimizer, schedule, Arithmetic(torch.device("cpu"), "fp32"), epoch=1)
     path = checkpoint_path(config, "baseline")
     save_checkpoint(path, state, config, "baseline")

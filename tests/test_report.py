@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, make_benchmark, make_run
 from pypdf import PdfReader
 
-from ddp_workbook import plots
+from ddp_workbook import plots, plots_speed
 from ddp_workbook.errors import InputError
 from ddp_workbook.files import save_record
 from ddp_workbook.record import record_paths
@@ -25,7 +25,7 @@ FIGURES = {
     "confusion": lambda: plots.confusion_matrices(RUNS),
     "classes": lambda: plots.per_class_accuracy(RUNS),
     "comparison": lambda: plots.baseline_vs_distributed(RUNS, HISTORIES),
-    "speedup": lambda: plots.speedup_analysis(make_benchmark()),
+    "speedup": lambda: plots_speed.speedup_analysis(make_benchmark()),
     "schedule": lambda: plots.schedule([0.1, 0.2, 0.1], 1),
     "shards": lambda: plots.sampler_shards(np.arange(24).reshape(2, 2, 6), 3),
 }

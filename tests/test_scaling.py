@@ -11,6 +11,7 @@ from ddp_workbook.record import load_run
 from ddp_workbook.scaling import (
     Interval,
     accuracy_difference,
+    bound_shares,
     efficiency,
     median_interval,
     require_comparable,
@@ -66,6 +67,11 @@ def test_speedup_table_names_its_baselines():
     assert [row.baseline for row in rows] == ["1 process, 1 thread", "1 process, 2 threads"]
     assert [row.speedup.value for row in rows] == pytest.approx([1.5, 0.9])
     assert [row.efficiency.value for row in rows] == pytest.approx([0.75, 0.9])
+
+
+def test_share_of_the_bound():
+    shares = bound_shares(make_benchmark())
+    assert {name: share.value for name, share in shares.items()} == {"2 processes, 1 thread each": pytest.approx(0.75)}
 
 
 def test_equal_runs_are_comparable():

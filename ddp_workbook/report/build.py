@@ -13,13 +13,14 @@ from typing import Annotated
 import typst
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ddp_workbook import plots
+from ddp_workbook import plots, plots_speed
 from ddp_workbook.errors import InputError
 from ddp_workbook.files import load_record, write_whole
-from ddp_workbook.record import BenchmarkRecord, CourseSummary, HistoryRecord, RunRecord, load_run
+from ddp_workbook.record import CourseSummary, HistoryRecord, RunRecord, load_run
 from ddp_workbook.report import diagrams
 from ddp_workbook.scaling import Interval, accuracy_difference, require_comparable, speedup_table
 from ddp_workbook.summary import class_accuracies, comparison_table, summarise_run
+from ddp_workbook.timings import BenchmarkRecord
 
 HERE = Path(__file__).resolve().parent
 TEAM_FILE = Path("report.toml")
@@ -99,7 +100,7 @@ def _draw(root: Path, runs: list[RunRecord], histories: list[HistoryRecord], ben
         "comparison": plots.baseline_vs_distributed(runs, histories),
         "confusion": plots.confusion_matrices(runs),
         "per_class": plots.per_class_accuracy(runs),
-        "speedup": plots.speedup_analysis(benchmark),
+        "speedup": plots_speed.speedup_analysis(benchmark),
     }
     for name, figure in figures.items():
         (root / f"{name}.svg").write_bytes(plots.to_svg(figure))

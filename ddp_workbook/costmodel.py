@@ -1,0 +1,183 @@
+"""Predicted step times and speedups, to be held against measured ones. Needs records alone, no torch.
+
+An all-reduce of M bytes among N processes by the ring algorithm takes 2(N-1) messages of M/N bytes one after another:
+2(N-1)/N * M/B + 2(N-1) * alpha, with bandwidth B and latency alpha (Patarasuk & Yuan 2009).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import nnls
+
+from ddp_workbook.errors import InputError
+from ddp_workbook.scaling import Interval, median_interval
+from ddp_workbook.timings import AnatomyRecord, StepTimes, SurveyRecord, SweepRecord
+
+BIT_UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9, "tbit": 1e12}
+TIME_UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
+
+
+@dataclass(frozen=True)
+class Link:
+    """What connects the processes: seconds per message, bytes per second."""
+
+    latency: float
+    bandwidth: float
+
+    def all_reduce(self, size: int, processes: int) -> float:
+        """Seconds to average `size` bytes over the processes."""
+        messages = 2 * (processes - 1)
+        return messages / processes * size / self.bandwidth + messages * self.latency
+
+
+def bytes_moved(size: int, processes: int) -> float:
+    """Bytes that each process sends in an all-reduce: nears twice the size and never falls with more processes."""
+    return 2 * (processes - 1) / processes * size
+
+
+def fit_link(sweep: SweepRecord) -> Link:
+    """Latency and bandwidth with the smallest relative squared error over the sweep's median times."""
+    n, messages = sweep.processes, 2 * (sweep.processes - 1)
+    medians = np.array([np.median(sample.seconds) for sample in sweep.samples])
+    moved = np.array([messages / n * sample.bytes for sample in sweep.samples])
+    design = np.stack([np.full_like(moved, messages), moved], axis=1) / medians[:, None]
+    (latency, seconds_per_byte), _ = nnls(design, np.ones_like(medians))
+    return Link(float(latency), 1 / max(float(seconds_per_byte), 1e-15))
+
+
+def parse_bandwidth(text: str) -> float:
+    """Bytes per second from "10Gbit". Raises InputError for anything without a unit."""
+    return _quantity(text, BIT_UNITS, "--bandwidth", "10Gbit") / 8
+
+
+def parse_latency(text: str) -> float:
+    """Seconds from "50us". Raises InputError for anything without a unit."""
+    return _quantity(text, TIME_UNITS, "--latency", "50us")
+
+
+def _quantity(text: str, units: dict[str, float], flag: str, example: str) -> float:
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)(?:/s)?\s*", text)
+    if not found or found[2].lower() not in units or float(found[1]) == 0:
+        raise InputError(
+            f"{flag} needs a number above 0 and a unit ({', '.join(units)}), as in {example}; not {text!r}"
+        )
+    return float(found[1]) * units[found[2].lower()]
+
+
+def slowest(ranks: Sequence[Sequence[StepTimes]]) -> np.ndarray:
+    """Seconds of each step, by the rank that took longest: no rank can begin the next before it has met the others."""
+    return np.array([max(times) for times in zip(*([step.total for step in rank] for rank in ranks), strict=True)])
+
+
+def exposed(record: AnatomyRecord) -> Interval:
+    """Seconds by which averaging the gradients lengthens a step: with it less without it, pair by pair."""
+    return median_interval(slowest(record.averaged) - slowest(record.alone))
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Seconds of a step that does not communicate, as a straight line in the images per process; and its gradients."""
+
+    fixed: float
+    per_image: float
+    gradient_bytes: int
+
+    def seconds(self, images: float) -> float:
+        """One step with so many images."""
+        return self.fixed + self.per_image * images
+
+
+def fit_step(images: Sequence[int], seconds: Sequence[float], gradient_bytes: int) -> StepCost:
+    """The line through measured steps with the smallest relative squared error; neither part is below zero."""
+    taken = np.asarray(seconds, dtype=float)
+    design = np.stack([np.ones(len(taken)), np.asarray(images, dtype=float)], axis=1) / taken[:, None]
+    (fixed, per_image), _ = nnls(design, np.ones(len(taken)))
+    return StepCost(float(fixed), float(per_image), gradient_bytes)
+
+
+def predict_step(cost: StepCost, images: float, link: Link, processes: int, cores: int | None = None) -> float:
+    """Seconds of a step of `processes` ranks with `images` each, communication added in full.
+
+    On one machine's cores nothing is hidden behind computing, because sending and adding up gradients needs the same
+    cores. With `cores`, ranks beyond that number take turns: all computing then takes processes / cores times as long.
+    """
+    crowding = max(1.0, processes / cores) if cores else 1.0
+    return cost.seconds(images) * crowding + (link.all_reduce(cost.gradient_bytes, processes) if processes > 1 else 0.0)
+
+
+def amdahl(serial_share: float, processes: Sequence[int]) -> np.ndarray:
+    """Speedup when the serial share of the work does not shrink (Amdahl 1967)."""
+    return 1 / (serial_share + (1 - serial_share) / np.asarray(processes))
+
+
+def gustafson(serial_share: float, processes: Sequence[int]) -> np.ndarray:
+    """Speedup when the work grows with the processes and its serial share stays (Gustafson 1988)."""
+    return serial_share + (1 - serial_share) * np.asarray(processes)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A predicted step beside the measured one, in seconds."""
+
+    model: str
+    images: int
+    predicted: float
+    measured: Interval
+
+    @property
+    def error(self) -> float:
+        """Relative to the measured median."""
+        return self.predicted / self.measured.value - 1
+
+
+def check_steps(survey: SurveyRecord) -> list[Check]:
+    """For every point: computing as measured under no_sync plus the all-reduce by the link, against the real step."""
+    link = fit_link(survey.sweep)
+    return [
+        Check(
+            point.model,
+            point.images,
+            float(np.median(point.alone)) + link.all_reduce(point.gradient_bytes, survey.processes),
+            median_interval(point.averaged),
+        )
+        for point in survey.points
+    ]
+
+
+class ModelCosts:
+    """One model's lines through the survey's points: serial on all cores, and a rank computing beside the others."""
+
+    def __init__(self, survey: SurveyRecord, model: str) -> None:
+        points = survey.of_model(model)
+        if len(points) < 2:
+            raise InputError(f"the survey holds fewer than two batch sizes of {model}; run notebook 04 again")
+        images = [point.images for point in points]
+        size = points[0].gradient_bytes
+        whole = [survey.processes * count for count in images]
+        self.serial = fit_step(whole, [float(np.median(point.serial)) for point in points], size)
+        self.rank = fit_step(images, [float(np.median(point.alone)) for point in points], size)
+        self.cores = max(1, survey.environment.cores // survey.threads)
+
+    def speedup_here(self, batch: int, processes: int, link: Link) -> float:
+        """Predicted: `processes` ranks of this machine share a global batch; over one process on all cores."""
+        if processes == 1:
+            return 1.0
+        step = predict_step(self.rank, batch / processes, link, processes, self.cores)
+        return self.serial.seconds(batch) / step
+
+    def speedup_on_network(self, batch: int, processes: int, link: Link) -> float:
+        """Predicted: as many machines like this one, a rank on all cores of each, share a global batch."""
+        return self.serial.seconds(batch) / predict_step(self.serial, batch / processes, link, processes)
+
+    def weak_speedup_on_network(self, batch: int, processes: int, link: Link) -> float:
+        """Predicted: each of the machines takes a whole batch; images per second over those of one machine."""
+        return processes * self.serial.seconds(batch) / predict_step(self.serial, batch, link, processes)
+
+
+def serial_share(costs: ModelCosts, batch: int) -> float:
+    """Share of a serial step that more processes do not shorten: what it takes however few images there are."""
+    return costs.serial.fixed / costs.serial.seconds(batch)
