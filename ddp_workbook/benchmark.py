@@ -35,14 +35,15 @@ WARM_UP_STEPS = 3
 MOST_LOSSES = 200  # kept of each training
 
 
-def probe(batch_size: int, device: torch.device, steps: int = 5) -> tuple[Interval, Interval]:
-    """Images per second of a ResNet-50 in training and evaluation, on random images: median, slowest, fastest step."""
-    config = TrainConfig(batch_size=batch_size)
+def probe(config: TrainConfig, device: torch.device, steps: int = 5) -> tuple[Interval, Interval]:
+    """Images per second of the recipe's network, training and testing random images: median, slowest, fastest step."""
     amp = Arithmetic(device, choose_precision(config.precision, device))
     set_threads(config, local_processes=1)
     model = build_model(config, classes=10).to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(model, config, processes=1)
-    images = torch.randn(batch_size, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
+    batch_size, size = config.batch_size, config.image_size
+    images = torch.randn(batch_size, config.channels, size, size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
     batch = images, torch.randint(10, (batch_size,), device=device)
     training = _rates(lambda: train_step(model.train(), [batch], optimizer, amp, 0.0), batch_size, steps, device)
     evaluation = _rates(lambda: evaluate(model, [batch], 10, amp), batch_size, steps, device)
@@ -127,6 +128,12 @@ def test(member: Member, config: TrainConfig) -> float:
     return accuracy(confusion)
 
 
+def require_rounds(rounds: int) -> None:
+    """Raise InputError for fewer than two: one measurement has no spread."""
+    if rounds < 2:
+        raise InputError(f"--repeats must be at least 2, not {rounds}: one measurement has no spread")
+
+
 def measure(
     config: TrainConfig,
     process_counts: Sequence[int],
@@ -142,8 +149,7 @@ def measure(
     Whole trainings take turns epoch by epoch and end with a test. `on_part(name, images per second)` hears of every
     part, `on_round` of the record after each round; `earlier` is such a record, to go on from.
     """
-    if rounds < 2:
-        raise InputError(f"--repeats must be at least 2, not {rounds}: one measurement has no spread")
+    require_rounds(rounds)
     plans = arrangements(config, process_counts, scaling)
     record = earlier or empty_record(config, plans, steps, scaling)
     parts = config.epochs if steps is None else 1

@@ -1,6 +1,6 @@
 """The hook that carries DDP's gradients, and a meter that times it."""
 
-from __future__ import annotations
+# No postponed annotations here: DDP checks those of its hook, and wants classes, not strings.
 
 import time
 from collections.abc import Callable

@@ -35,7 +35,7 @@ class TrainConfig:
     image_size: int = 32
     """Height and width, in pixels, of the images that the model sees."""
     augment: bool = True
-    """Train on random crops (reflected padding of 1/8 of the size) and flips."""
+    """Train on random crops (shifted by up to 1/16 of the size, reflected at the borders) and flips."""
     flip: bool | None = None
     """Mirror training images at random; None: only where a mirrored image keeps its class (not for digits)."""
 
@@ -63,7 +63,7 @@ class TrainConfig:
     """Share of the target probability that is spread over all classes."""
     schedule: Literal["onecycle", "step", "constant"] = "onecycle"
     """Learning rate after the warm-up: cosine to zero, stairs, or flat."""
-    warmup: float = 0.2
+    warmup: float = 0.1
     """Share of the steps spent climbing from 1/25 of the peak (cosine for onecycle, else linear)."""
     step_epochs: int = 30
     """Stairs: epochs between two drops of the step schedule."""

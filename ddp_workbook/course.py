@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ddp_workbook import run_cell
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.devices import available_cores, choose_device
 from ddp_workbook.errors import InputError
+from ddp_workbook.experiment import load_experiment
 from ddp_workbook.files import load_record, save_record
 from ddp_workbook.launch import torchrun
 from ddp_workbook.recipes import get_recipe
@@ -32,6 +34,7 @@ def course_config(choice: CourseChoice) -> TrainConfig:
     recipe = get_recipe(choice.recipe)
     return replace(
         recipe,
+        batch_size=recipe.lr_batch,  # the global batch of both runs, however many processes share it
         data_dir=Path(choice.data_dir),
         device=choice.device,
         epochs=recipe.epochs if choice.epochs is None else choice.epochs,
@@ -119,6 +122,17 @@ def reference_benchmark(recipe: str) -> BenchmarkRecord | None:
     """Our own interleaved timings of the recipe; None where there are none."""
     path = REFERENCE / recipe / "benchmark.json"
     return load_record(BenchmarkRecord, path) if path.exists() else None
+
+
+def latest_experiment(recipe: str) -> tuple[Path, BenchmarkRecord] | None:
+    """The newest experiment with this recipe under results/, else ours; None where there is none."""
+    folders = [*sorted(Path("results").glob("experiment_*"), reverse=True), REFERENCE / recipe / "experiment"]
+    for folder in folders:
+        with suppress(InputError):  # stopped before its first round, say
+            record = load_experiment(folder)
+            if record.recipe == recipe and record.rounds >= 2:
+                return folder, record
+    return None
 
 
 def _ranks(line: str, cell: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from ddp_workbook.benchmark import arrangements, empty_record, measure
+from ddp_workbook.benchmark import arrangements, empty_record, measure, require_rounds
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.errors import InputError
 from ddp_workbook.files import load_record, save_record
@@ -38,6 +38,7 @@ def run_experiment(
     counts = sorted(set(process_counts))
     if not counts:
         raise InputError("--process-counts needs at least one number, as in --process-counts 2 4 8")
+    require_rounds(rounds)
     fresh = empty_record(config, arrangements(config, counts, scaling), steps, scaling)
     folder, earlier = output_dir, None
     if (output_dir / SERIAL).exists():

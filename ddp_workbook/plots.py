@@ -110,6 +110,39 @@ def training_curves(histories: Sequence[HistoryRecord]) -> Figure:
     return figure
 
 
+def training_plots(run: RunRecord, history: HistoryRecord) -> Figure:
+    """One distributed run by epoch: loss, accuracy, time, and what of the time went into gradients."""
+    figure, axes = new_figure(2, 2, 9, 6)
+    loss, accuracy, seconds, gradients = axes.flat
+    x = [e.epoch for e in history.epochs]
+    look = {"marker": "o", "markersize": 4}
+    loss.plot(x, [e.train_loss for e in history.epochs], color=BLUE, linestyle="--", label="training", **look)
+    loss.plot(x, [e.test_loss for e in history.epochs], color=ORANGE, label="test", **look)
+    accuracy.plot(x, [100 * e.train_accuracy for e in history.epochs], color=BLUE, linestyle="--", **look)
+    accuracy.plot(x, [100 * e.test_accuracy for e in history.epochs], color=ORANGE, **look)
+    seconds.plot(x, [e.train_seconds for e in history.epochs], color=BLUE, label="training", **look)
+    seconds.plot(x, [e.evaluation_seconds for e in history.epochs], color=ORANGE, label="test", **look)
+    found = [e.communication for e in history.epochs]
+    if all(found):
+        summed = [one.collective_seconds for one in found]
+        exposed = [one.exposed_seconds for one in found]
+        gradients.plot(x, summed, color=GREY, linestyle="--", label="collectives, summed (no overhead)", **look)
+        gradients.plot(x, exposed, color=GREEN, label="exposed: backward waited", **look)
+    loss.set(title="Loss", ylabel="cross-entropy (nats)", ylim=(0, None))
+    accuracy.set(title="Accuracy", ylabel="images classified right (%)")
+    seconds.set(title="Time per epoch", ylabel="seconds", ylim=(0, None))
+    gradients.set(title="Gradient traffic per epoch, mean over ranks", ylabel="seconds", ylim=(0, None))
+    for ax in axes.flat:
+        ax.set_xlabel("epoch")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    for ax in (loss, seconds, gradients):
+        ax.legend(fontsize=8)
+    figure.suptitle(
+        f"{run.recipe}, {run.world.processes} processes, global batch {run.world.global_batch}", fontsize=11
+    )
+    return figure
+
+
 def confusion_matrices(runs: Sequence[RunRecord]) -> Figure:
     """Counts (left) and shares of the true class (right), a row per run."""
     classes = runs[0].dataset.classes

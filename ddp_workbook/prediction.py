@@ -18,14 +18,13 @@ MOST_MACHINES = 4096
 
 
 def cost_table(
-    costs: ModelCosts, config: TrainConfig, link: Link, processes: int, price: float | None = None
+    costs: ModelCosts, config: TrainConfig, images: int, link: Link, processes: int, price: float | None = None
 ) -> pd.DataFrame:
     """Predicted by number of machines (powers of two), which share the recipe's reference batch.
 
-    `price` is that of one machine for an hour; hours are those of training alone.
+    `images` are those of the training set; `price` is that of one machine for an hour; hours are of training alone.
     """
     batch = config.lr_batch
-    images, _ = IMAGES[config.dataset]
     steps = config.epochs * (images // batch)
     rows = {}
     for count in (2**power for power in range(int(math.log2(processes)) + 1)):
@@ -58,7 +57,7 @@ def predict_network(
         raise InputError(f"{path} does not exist; run notebook 04 of {config.recipe} first: it measures this machine")
     survey = load_record(SurveyRecord, path)
     costs = ModelCosts(survey, config.model)
-    table = cost_table(costs, config, link, processes, price)
+    table = cost_table(costs, config, IMAGES[config.dataset][0], link, processes, price)
     title = f"predicted: {config.recipe} on {bandwidth}/s, {latency}, machines like: {survey.environment.cpu}"
     figure = plots_cost.predicted_on_network(costs, config.lr_batch, link, processes, title)
     plots.save_png(figure, run_dir / "prediction.png")

@@ -110,7 +110,17 @@ def save_run(
     metrics.unlink(missing_ok=True)
     save_record(HistoryRecord(kind=kind, recipe=config.recipe, epochs=history), epochs)
     save_record(record, metrics)
+    if kind == "distributed":
+        _draw_training(record, HistoryRecord(kind=kind, recipe=config.recipe, epochs=history), config)
     return record
+
+
+def _draw_training(run: RunRecord, history: HistoryRecord, config: TrainConfig) -> None:
+    from ddp_workbook import plots  # here, so that a rank that trains does not import it first
+
+    figure = plots.training_plots(run, history)
+    plots.save_png(figure, config.run_dir / f"training_plots_worldsize_{run.world.processes}.png")
+    plots.close(figure)
 
 
 def finished_run(config: TrainConfig, kind: RunKind, processes: int) -> tuple[RunRecord, HistoryRecord] | None:

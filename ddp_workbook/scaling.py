@@ -100,6 +100,13 @@ def speedup_table(record: BenchmarkRecord) -> list[SpeedupRow]:
     return rows
 
 
+def over_all_cores(record: BenchmarkRecord) -> list[tuple[int, float]]:
+    """(processes, speedup over the serial run on all cores) of each distributed arrangement."""
+    baseline = record.by_role("serial")[-1].name
+    rows = [row for row in speedup_table(record) if row.baseline == baseline]
+    return [(one.processes, row.speedup.value) for one, row in zip(record.by_role("distributed"), rows, strict=True)]
+
+
 def bound_shares(record: BenchmarkRecord) -> dict[str, Interval]:
     """By distributed arrangement: its rate as a share of the same processes' rate without communication."""
     pairs = zip(record.by_role("distributed"), record.by_role("bound"), strict=True)

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -128,13 +128,15 @@ class Team:
         try:
             for pipe in self.pipes:
                 pipe.send((function, arguments))
-            answers = [pipe.recv() for pipe in self.pipes]
+            answers: dict[Connection, Any] = {}
+            while len(answers) < len(self.pipes):
+                for pipe in wait([pipe for pipe in self.pipes if pipe not in answers]):
+                    answers[pipe] = pipe.recv()
+                    if isinstance(answers[pipe], _Failure):  # the others may wait for this rank for ever
+                        raise LaunchError(f"{self.name!r}: {answers[pipe].message}")
         except (EOFError, OSError) as error:
             raise LaunchError(f"a process of {self.name!r} died; its own message stands above") from error
-        for answer in answers:
-            if isinstance(answer, _Failure):
-                raise LaunchError(f"{self.name!r}: {answer.message}")
-        return answers
+        return [answers[pipe] for pipe in self.pipes]
 
 
 class _Failure:

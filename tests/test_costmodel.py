@@ -116,13 +116,13 @@ def test_a_quantity_without_sense_is_refused(text):
 def test_the_table_multiplies_what_it_says():
     config = RECIPES["resnet50-digits"]
     costs, link = ModelCosts(make_survey(), "resnet50"), Link(5e-5, 1.25e9)
-    table = cost_table(costs, config, link, 8, price=3.0)
+    table = cost_table(costs, config, 1437, link, 8, price=3.0)
     assert list(table.index) == [1, 2, 4, 8]
     step = costs.serial.seconds(16) + link.all_reduce(90_000_000, 4)
     steps = config.epochs * (1437 // 64)
     assert table.loc[4, "step (ms)"] == pytest.approx(1000 * step)
     assert table.loc[4, "cost"] == pytest.approx(4 * 3.0 * steps * step / 3600)
-    assert "cost" not in cost_table(costs, config, link, 8)
+    assert "cost" not in cost_table(costs, config, 1437, link, 8)
 
 
 def test_predict_writes_a_picture_and_says_predicted(tmp_path):

@@ -11,11 +11,11 @@ LAYERS = [
     {"devices", "recipes", "scaling", "communication"},
     {"datasets", "models", "distributed", "flags", "plots", "summary"},
     {"loader", "checkpoint", "costmodel", "plots_speed", "report.diagrams", "run_cell"},
-    {"engine", "plots_cost", "report.build"},
-    {"progress", "results", "launch"},
+    {"claims", "engine", "plots_cost"},
+    {"prediction", "progress", "report.build", "report.costs", "results", "launch"},
     {"team"},
     {"anatomy", "benchmark", "notebooks"},
-    {"experiment", "prediction", "survey"},
+    {"experiment", "survey"},
     {"course", "cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -31,9 +31,11 @@ NO_TORCH = {
     "plots",
     "plots_speed",
     "plots_cost",
+    "claims",
     "prediction",
     "summary",
     "report.build",
+    "report.costs",
 }
 
 

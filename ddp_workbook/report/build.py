@@ -14,13 +14,15 @@ import typst
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddp_workbook import plots, plots_speed
+from ddp_workbook.claims import claims_table
 from ddp_workbook.errors import InputError
 from ddp_workbook.files import load_record, write_whole
 from ddp_workbook.record import CourseSummary, HistoryRecord, RunRecord, load_run
 from ddp_workbook.report import diagrams
-from ddp_workbook.scaling import Interval, accuracy_difference, require_comparable, speedup_table
+from ddp_workbook.report.costs import costs_content, draw_costs
+from ddp_workbook.scaling import Interval, accuracy_difference, bound_shares, require_comparable, speedup_table
 from ddp_workbook.summary import class_accuracies, comparison_table, summarise_run
-from ddp_workbook.timings import BenchmarkRecord
+from ddp_workbook.timings import AnatomyRecord, BenchmarkRecord, SurveyRecord
 
 HERE = Path(__file__).resolve().parent
 TEAM_FILE = Path("report.toml")
@@ -72,12 +74,16 @@ def build_report(run_dir: Path, team_file: Path = TEAM_FILE) -> Path:
     require_comparable(baseline, distributed)
     benchmark = load_record(BenchmarkRecord, run_dir / "benchmark.json")
     summary = load_record(CourseSummary, run_dir / "test_summary.json")
+    anatomy = load_record(AnatomyRecord, run_dir / "anatomy.json")
+    survey = load_record(SurveyRecord, run_dir / "survey.json")
     with tempfile.TemporaryDirectory(prefix="report-") as folder:
         root = Path(folder)
         for name in ("report.typ", "references.yml"):
             shutil.copy(HERE / name, root / name)
         _draw(root, [baseline, distributed], [baseline_history, distributed_history], benchmark)
+        draw_costs(root, anatomy, survey, benchmark)
         content = _content(team, baseline, distributed, benchmark, summary)
+        content |= {"costs": costs_content(anatomy, survey), "claims": claims_table(anatomy, survey, benchmark)}
         (root / "data.json").write_text(json.dumps(content), encoding="utf-8")
         pdf = typst.compile(
             str(root / "report.typ"),
@@ -169,6 +175,7 @@ def _content(
             for row in speedup_table(benchmark)
         ],
         "benchmark": {"rounds": benchmark.rounds, "steps": benchmark.steps, "spread": spread(benchmark)},
+        "bound": f"{next(iter(bound_shares(benchmark).values())):.2f}",
         "whole_runs": f"{baseline.train_seconds / distributed.train_seconds:.2f}",
     }
 
