@@ -1,4 +1,4 @@
-"""Make the finished runs of a recipe the reference: copy what is kept, and write the README's table from it.
+"""Make a recipe's finished runs and newest experiment the reference, and write the README's table from it.
 
 python bench/publish.py resnet50-cifar10
 """
@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from ddp_workbook.course import latest_experiment
 from ddp_workbook.files import save_text
 from ddp_workbook.recipes import get_recipe
 from ddp_workbook.summary import insert_table, readme_table
@@ -24,6 +25,10 @@ def main(recipe: str) -> None:
         for path in source.glob(pattern):
             shutil.copy(path, target / path.name)
             print(target / path.name)
+    found = latest_experiment(recipe)
+    if found and found[0] != target / "experiment":
+        shutil.copytree(found[0], target / "experiment", dirs_exist_ok=True)
+        print(target / "experiment", "from", found[0])
     readme = Path("README.md")
     save_text(insert_table(readme.read_text(encoding="utf-8"), readme_table(target.parent)), readme)
 

@@ -10,7 +10,7 @@ import pandas as pd
 from ddp_workbook.files import load_record
 from ddp_workbook.record import CourseSummary, RunRecord, RunSummary, SpeedupSummary, load_run
 from ddp_workbook.scaling import SpeedupRow, accuracy_difference, speedup_table, wilson
-from ddp_workbook.timings import BenchmarkRecord
+from ddp_workbook.timings import BenchmarkRecord, PerformanceMetrics
 
 MIB = 2**20
 BEGIN, END = "<!-- results: written by bench/publish.py -->", "<!-- end of results -->"
@@ -123,7 +123,29 @@ def readme_table(reference: Path) -> str:
         f"The speedup compares short runs that took turns ({benchmark.rounds} rounds); the two trainings happened one "
         f"after the other.",
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *courseworks_table(reference)])
+
+
+def courseworks_table(reference: Path) -> list[str]:
+    """The MNIST recipes' accuracies and experiments, a row for each that has a reference."""
+    lines = [
+        "| recipe | accuracy, serial | accuracy, 2 processes | speedup over one process on all cores (95 % interval) |",
+        "|---|---|---|---|",
+    ]
+    for recipe in ("mlp-mnist", "cnn-mnist"):
+        folder = reference / recipe
+        if not (folder / "experiment" / "performance_metrics.json").exists():
+            continue
+        (baseline, _), (distributed, _) = (load_run(folder, kind) for kind in ("baseline", "distributed"))
+        metrics = load_record(PerformanceMetrics, folder / "experiment" / "performance_metrics.json")
+        speedups = []
+        for row in metrics.process_counts:
+            found = row.speedups[-1]
+            crowded = ", oversubscribed" if row.oversubscribed else ""
+            speedups.append(f"{row.processes}: {found.speedup:.2f} [{found.low:.2f}, {found.high:.2f}]{crowded}")
+        accuracies = [f"{run.test_accuracy:.2%}" for run in (baseline, distributed)]
+        lines.append(f"| `{recipe}` | {' | '.join(accuracies)} | {'; '.join(speedups)} |")
+    return lines if len(lines) > 2 else []
 
 
 def insert_table(readme: str, table: str) -> str:

@@ -202,3 +202,17 @@ def test_fp32_arithmetic_is_not_autocast():
         assert small_model()(x).dtype == torch.float32
     with Arithmetic(CPU, "bf16").autocast():
         assert small_model()(x).dtype == torch.bfloat16
+
+
+def test_adam_equals_torchs_own():
+    config = TrainConfig(optimizer="adam", lr=0.01, lr_batch=12, batch_size=12, weight_decay=0.0, head_lr=1.0)
+    ours, plain = small_model(), small_model()
+    optimizer, judge = build_optimizer(ours, config, 1), torch.optim.Adam(plain.parameters(), lr=0.01)
+    images, labels = some_batch()
+    for _ in range(3):
+        train_step(ours, [(images, labels)], optimizer, FP32, 0.0)
+        judge.zero_grad()
+        nn.functional.cross_entropy(plain(images), labels).backward()
+        judge.step()
+    for mine, theirs in zip(ours.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-6)

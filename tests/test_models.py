@@ -1,6 +1,7 @@
 """The network against torchvision's own, and the matrix products against oneDNN's convolutions."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torchvision.models import resnet50
 
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.models import MatmulConv2d, build_model, compute_by_matmul, count_parameters
+from ddp_workbook.recipes import RECIPES
 
 
 def test_large_images_get_torchvisions_own_network():
@@ -68,3 +70,28 @@ def test_gradients_have_the_strides_of_their_weights():
     model = build_model(TrainConfig(), 10).to(memory_format=torch.channels_last)
     model(torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last)).sum().backward()
     assert all(p.grad.stride() == p.stride() for p in model.parameters())
+
+
+def test_the_mlp_layer_by_layer():
+    """784*512+512 + 512*256+256 + 256*128+128 + 128*10+10 parameters."""
+    model = build_model(RECIPES["mlp-mnist"], 10)
+    assert count_parameters(model) == 401_920 + 131_328 + 32_896 + 1_290
+    kinds = [type(module).__name__ for module in model]
+    assert kinds == ["Flatten", *["Linear", "ReLU", "Dropout"] * 3, "Linear"]
+    assert {module.p for module in model if isinstance(module, nn.Dropout)} == {0.2}
+
+
+def test_the_cnn_layer_by_layer():
+    """32*9+32 + 64*32*9+64 + 3136*128+128 + 128*10+10 parameters."""
+    model = build_model(RECIPES["cnn-mnist"], 10)
+    assert count_parameters(model) == 320 + 18_496 + 401_536 + 1_290
+    assert model(torch.randn(2, 1, 28, 28)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", ["mlp-mnist", "cnn-mnist"])
+@pytest.mark.parametrize("dataset", ["digits", "cifar10"])
+def test_small_networks_take_grey_and_colour(name, dataset):
+    config = replace(RECIPES[name], dataset=dataset)
+    images = torch.randn(3, config.channels, config.image_size, config.image_size)
+    assert config.channels == (1 if dataset == "digits" else 3)
+    assert build_model(config, 10)(images).shape == (3, 10)

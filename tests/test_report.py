@@ -2,17 +2,21 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from conftest import ROOT, make_benchmark, make_run
+from conftest import ROOT, make_anatomy, make_benchmark, make_run, make_survey
 from pypdf import PdfReader
 
-from ddp_workbook import plots, plots_speed
+from ddp_workbook import plots, plots_cost, plots_speed
+from ddp_workbook.claims import claims_table
+from ddp_workbook.costmodel import Link, ModelCosts
 from ddp_workbook.errors import InputError
-from ddp_workbook.files import save_record
-from ddp_workbook.record import record_paths
+from ddp_workbook.files import load_record, save_record
+from ddp_workbook.recipes import RECIPES
+from ddp_workbook.record import RunRecord, record_paths
 from ddp_workbook.report import diagrams
 from ddp_workbook.report.build import agreement, build_report, load_team, verdict
 from ddp_workbook.scaling import Interval
@@ -26,6 +30,19 @@ FIGURES = {
     "classes": lambda: plots.per_class_accuracy(RUNS),
     "comparison": lambda: plots.baseline_vs_distributed(RUNS, HISTORIES),
     "speedup": lambda: plots_speed.speedup_analysis(make_benchmark()),
+    "experiment, speedup": lambda: plots_speed.speedup_by_processes(make_benchmark()),
+    "experiment, efficiency": lambda: plots_speed.efficiency_by_processes(make_benchmark()),
+    "experiment, losses": lambda: plots_speed.loss_curves(make_benchmark()),
+    "experiment, comparison": lambda: plots_speed.training_comparison(make_benchmark()),
+    "one run's plots": lambda: plots.training_plots(RUNS[1], HISTORIES[1]),
+    "anatomy": lambda: plots_cost.step_anatomy(make_anatomy()),
+    "timeline": lambda: plots_cost.timeline(make_anatomy().timeline, "one step"),
+    "all-reduce": lambda: plots_cost.all_reduce_fit(make_survey().sweep),
+    "map": lambda: plots_cost.pay_map(make_survey()),
+    "predicted here": lambda: plots_cost.predicted_here(make_survey(), 64, [(2, 0.9)]),
+    "predicted on a network": lambda: plots_cost.predicted_on_network(
+        ModelCosts(make_survey(), "mlp"), 64, Link(5e-5, 1e9), 16, "predicted"
+    ),
     "schedule": lambda: plots.schedule([0.1, 0.2, 0.1], 1),
     "shards": lambda: plots.sampler_shards(np.arange(24).reshape(2, 2, 6), 3),
 }
@@ -60,6 +77,8 @@ def finished(tmp_path):
         save_record(history, epochs)
     save_record(make_benchmark(), tmp_path / "benchmark.json")
     save_record(summarise(*RUNS, make_benchmark(), disagreements=1), tmp_path / "test_summary.json")
+    save_record(make_anatomy(), tmp_path / "anatomy.json")
+    save_record(make_survey(), tmp_path / "survey.json")
     return tmp_path
 
 
@@ -79,6 +98,9 @@ def test_report_says_what_the_records_say(finished):
     ):  # fmt: skip
         assert heading in text, heading
     assert "classified 1 of 200 images" in text
+    assert "lengthens a step of 13.1 ms by 3.0 ms" in text
+    assert "latency 𝛼" in text or "20 µs" in text
+    assert "median error of 0.0 %" in text
     assert reader.trailer["/Root"]["/MarkInfo"]["/Marked"]  # tagged, as PDF/UA-1 requires
     assert b"pdfuaid" in reader.xmp_metadata.stream.get_data()
     fonts = [f.get_object() for page in reader.pages for f in page["/Resources"].get("/Font", {}).values()]
@@ -90,6 +112,27 @@ def test_report_says_what_the_records_say(finished):
 def test_report_is_the_same_bytes_twice(finished):
     first = build_report(finished, ROOT / "report.toml").read_bytes()
     assert build_report(finished, ROOT / "report.toml").read_bytes() == first
+
+
+@pytest.mark.parametrize("recipe", ["mlp-mnist", "cnn-mnist"])
+def test_report_of_the_small_networks(finished, recipe):
+    for kind, processes in (("baseline", 1), ("distributed", 2)):
+        path = record_paths(finished, kind)[0]
+        run = load_record(RunRecord, path)
+        config = replace(RECIPES[recipe], batch_size=64 // processes, epochs=2)
+        save_record(run.model_copy(update={"config": config}), path)
+    text = text_of(build_report(finished, ROOT / "report.toml"))
+    assert "ResNet" not in text.split("A cost model")[0]
+    assert {"mlp-mnist": "Adam", "cnn-mnist": "Nesterov"}[recipe] in text
+
+
+def test_the_claims_carry_what_was_measured():
+    rows = claims_table(make_anatomy(), make_survey(), make_benchmark())
+    assert len(rows) == 5
+    text = " ".join(" ".join(row) for row in rows)
+    assert "summed 6.0 ms a step, exposed 3.0 ms" in text
+    assert "1.50 [1.50, 1.50] over 1 process, 1 thread" in text
+    assert "2.9 MiB of gradients: 2.9 MiB with 2, 4.3 MiB with 4, 5.4 MiB with 16 processes" in text
 
 
 def test_verdicts_follow_the_numbers(finished):

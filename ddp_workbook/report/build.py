@@ -27,6 +27,14 @@ from ddp_workbook.timings import AnatomyRecord, BenchmarkRecord, SurveyRecord
 HERE = Path(__file__).resolve().parent
 TEAM_FILE = Path("report.toml")
 LARGEST_TEAM_FILE = 100_000  # bytes
+MODELS = {
+    "resnet50": {"title": "a ResNet-50"},
+    "mlp": {"title": "a multilayer perceptron", "layers": "hidden layers of 512, 256 and 128 units"},
+    "cnn": {
+        "title": "a small convolutional network",
+        "layers": "two convolutions with 32 and 64 channels, each followed by pooling, and a hidden layer of 128 units",
+    },
+}
 
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
 
@@ -123,9 +131,13 @@ def _content(
         "recipe": baseline.recipe,
         "date": datetime.fromisoformat(distributed.finished_at).strftime("%d %B %Y").lstrip("0"),
         "dataset": _dataset(baseline),
+        "model": {"name": config.model} | MODELS[config.model],
         "config": {
             "epochs": config.epochs,
             "lr": f"{config.peak_lr(1):g}",
+            "head_lr": f"{config.head_lr:g}",
+            "optimizer": config.optimizer,
+            "dropout": f"{config.dropout:.0%}".replace("%", " %"),
             "momentum": f"{config.momentum:g}",
             "weight_decay": f"{config.weight_decay:g}",
             "smoothing": f"{config.label_smoothing:g}",
