@@ -16,6 +16,7 @@ from conftest import ROOT, make_benchmark
 from ddp_workbook.anatomy import measure_anatomy, sweep
 from ddp_workbook.benchmark import arrangements, thin, train
 from ddp_workbook.costmodel import check_steps
+from ddp_workbook.course import latest_experiment
 from ddp_workbook.errors import InputError
 from ddp_workbook.experiment import load_experiment, metrics, run_experiment, save_experiment
 from ddp_workbook.files import load_record
@@ -165,6 +166,18 @@ def test_after_a_stop_between_two_files_the_common_rounds_count(tmp_path):
             one[name] = one[name][:4]
     path.write_text(json.dumps(content))
     assert load_experiment(tmp_path).rounds == 4
+
+
+def test_the_newest_whole_experiment_of_a_recipe_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert latest_experiment("resnet50-digits") is None
+    for day in ("1", "2"):
+        save_experiment(make_benchmark(), tmp_path / "results" / f"experiment_{day}")
+    (tmp_path / "results" / "experiment_3").mkdir()  # stopped before its first round
+    folder, record = latest_experiment("resnet50-digits")
+    assert folder.name == "experiment_2"
+    assert record == make_benchmark()
+    assert latest_experiment("cnn-mnist") is None
 
 
 def fail(member, rank):
