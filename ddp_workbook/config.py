@@ -35,7 +35,7 @@ class TrainConfig:
     image_size: int = 32
     """Height and width, in pixels, of the images that the model sees."""
     augment: bool = True
-    """Train on random crops (shifted by up to 1/16 of the size, reflected at the borders) and flips."""
+    """Train on random crops (shifted by up to 1/8 of the size, reflected at the borders) and flips."""
     flip: bool | None = None
     """Mirror training images at random; None: only where a mirrored image keeps its class (not for digits)."""
 

@@ -41,7 +41,7 @@ class TrainLoader:
             )
         self.images = data.train.to(device)
         self.normalise = Normaliser(data, device)
-        self.padding = config.image_size // 16 if config.augment else 0
+        self.padding = config.image_size // 8 if config.augment else 0
         self.flip = config.augment and (data.mirror_keeps_class if config.flip is None else config.flip)
         self.seed, self.world, self.device = config.seed, world, device
 
