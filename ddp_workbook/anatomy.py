@@ -16,6 +16,7 @@ from ddp_workbook.communication import Traffic
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.devices import Arithmetic, choose_device, describe_environment, synchronize
 from ddp_workbook.distributed import gradient_sync
+from ddp_workbook.errors import InputError
 from ddp_workbook.loader import Batch
 from ddp_workbook.models import count_parameters
 from ddp_workbook.team import Member, Team
@@ -117,6 +118,8 @@ def facts(member: Member, config: TrainConfig) -> tuple[int, str]:
 
 def measure_anatomy(config: TrainConfig, team: Team, steps: int) -> AnatomyRecord:
     """The anatomy of `steps` training steps with and without averaging; config.batch_size is that of each process."""
+    if steps < 2:
+        raise InputError(f"the anatomy needs at least 2 steps, not {steps}")
     answers = team.call(dissect, config, steps)
     parameters, precision = team.call(facts, config)[0]
     averaged, alone, timelines = zip(*answers, strict=True)

@@ -21,7 +21,7 @@ from ddp_workbook.devices import (
     set_threads,
     synchronize,
 )
-from ddp_workbook.distributed import average_buffers, unwrap
+from ddp_workbook.distributed import average_buffers, communication_since, unwrap
 from ddp_workbook.engine import accuracy, build_optimizer, evaluate, train_step
 from ddp_workbook.errors import InputError
 from ddp_workbook.launch import MOST_PROCESSES
@@ -115,6 +115,7 @@ def train(
     sums = [job.step() for _ in range(steps or job.loader.steps)]
     synchronize(member.device)
     seconds = time.perf_counter() - start
+    communication_since(job.model)  # read, so that the meter's stamps do not pile up
     return seconds, (torch.stack(sums)[:, 0] / (config.batch_size * config.accumulate)).tolist()
 
 

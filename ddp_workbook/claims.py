@@ -31,7 +31,7 @@ def claims_table(
         (
             "with more processes, each has less to send",
             "an all-reduce makes each process send 2(N-1)/N times the gradients: that nears twice and never falls",
-            f"{size / MIB:.1f} MiB of gradients: {moved} processes; "
+            f"by the formula {moved} processes for {size / MIB:.1f} MiB of gradients; measured: "
             f"{largest.bytes / MIB:.0f} MiB among {survey.processes} took {1000 * np.median(largest.seconds):.0f} ms",
         ),
         (
@@ -42,12 +42,12 @@ def claims_table(
         ),
         (
             "DDP is faster (or slower) than one process",
-            "that depends on how many threads the one process has",
+            "that depends on the baseline: with how many threads, or on what device",
             f"{run}: " + "; ".join(verdicts),
         ),
         (
             "multiply the learning rate by the number of processes",
-            "the learning rate follows the global batch: the same batch shared out keeps its rate",
-            "notebook 03, section 3.5: 2 processes with half the batch have the rate of 1 process",
+            "only as far as the global batch grows: the same batch shared out keeps its rate",
+            "notebook 03, section 3.5: one step of 2 processes with half the batch each is the step of 1 process",
         ),
     ]

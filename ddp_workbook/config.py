@@ -127,5 +127,9 @@ class TrainConfig:
         return self.batch_size * self.accumulate * processes
 
     def peak_lr(self, processes: int) -> float:
-        """Linear scaling: the learning rate follows the global batch (Goyal et al. 2017, arXiv:1706.02677)."""
+        """Linear scaling: the learning rate follows the global batch (Goyal et al. 2017, arXiv:1706.02677).
+
+        A rule of thumb for SGD, up to some batch size; for Adam it is a choice (theory has the square root: Malladi et
+        al. 2022, arXiv:2205.10287).
+        """
         return self.lr * self.global_batch(processes) / self.lr_batch

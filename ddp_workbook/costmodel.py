@@ -102,8 +102,9 @@ def fit_step(images: Sequence[int], seconds: Sequence[float], gradient_bytes: in
 def predict_step(cost: StepCost, images: float, link: Link, processes: int, cores: int | None = None) -> float:
     """Seconds of a step of `processes` ranks with `images` each, communication added in full.
 
-    On one machine's cores nothing is hidden behind computing, because sending and adding up gradients needs the same
-    cores. With `cores`, ranks beyond that number take turns: all computing then takes processes / cores times as long.
+    In full: where all cores compute, none is left to send and add up gradients beside it. Where an accelerator or idle
+    cores can hide some of it, the prediction is too long. With `cores`, ranks beyond that number take turns: all
+    computing then takes processes / cores times as long.
     """
     crowding = max(1.0, processes / cores) if cores else 1.0
     return cost.seconds(images) * crowding + (link.all_reduce(cost.gradient_bytes, processes) if processes > 1 else 0.0)
@@ -121,12 +122,14 @@ def gustafson(serial_share: float, processes: Sequence[int]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Check:
-    """A predicted step beside the measured one, in seconds."""
+    """A predicted step beside the measured one, in seconds; and what averaging the gradients should add, and did."""
 
     model: str
     images: int
     predicted: float
     measured: Interval
+    all_reduce: float
+    added: float
 
     @property
     def error(self) -> float:
@@ -137,15 +140,14 @@ class Check:
 def check_steps(survey: SurveyRecord) -> list[Check]:
     """For every point: computing as measured under no_sync plus the all-reduce by the link, against the real step."""
     link = fit_link(survey.sweep)
-    return [
-        Check(
-            point.model,
-            point.images,
-            float(np.median(point.alone)) + link.all_reduce(point.gradient_bytes, survey.processes),
-            median_interval(point.averaged),
+    checks = []
+    for point in survey.points:
+        alone, all_reduce = float(np.median(point.alone)), link.all_reduce(point.gradient_bytes, survey.processes)
+        measured = median_interval(point.averaged)
+        checks.append(
+            Check(point.model, point.images, alone + all_reduce, measured, all_reduce, measured.value - alone)
         )
-        for point in survey.points
-    ]
+    return checks
 
 
 class ModelCosts:
@@ -160,7 +162,8 @@ class ModelCosts:
         whole = [survey.processes * count for count in images]
         self.serial = fit_step(whole, [float(np.median(point.serial)) for point in points], size)
         self.rank = fit_step(images, [float(np.median(point.alone)) for point in points], size)
-        self.cores = max(1, survey.environment.cores // survey.threads)
+        machine = survey.environment
+        self.cores = machine.cores // survey.threads if machine.device == "cpu" else max(machine.accelerator_count, 1)
 
     def speedup_here(self, batch: int, processes: int, link: Link) -> float:
         """Predicted: `processes` ranks of this machine share a global batch; over one process on all cores."""
@@ -174,8 +177,8 @@ class ModelCosts:
         return self.serial.seconds(batch) / predict_step(self.serial, batch / processes, link, processes)
 
     def weak_speedup_on_network(self, batch: int, processes: int, link: Link) -> float:
-        """Predicted: each of the machines takes a whole batch; images per second over those of one machine."""
-        return processes * self.serial.seconds(batch) / predict_step(self.serial, batch, link, processes)
+        """Predicted: each machine takes a whole batch; over one machine that computes all of them in one step."""
+        return self.serial.seconds(processes * batch) / predict_step(self.serial, batch, link, processes)
 
 
 def serial_share(costs: ModelCosts, batch: int) -> float:

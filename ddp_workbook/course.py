@@ -15,13 +15,14 @@ from IPython import get_ipython
 
 from ddp_workbook import run_cell
 from ddp_workbook.config import TrainConfig
-from ddp_workbook.devices import available_cores, choose_device
+from ddp_workbook.devices import available_cores, choose_device, describe_environment
 from ddp_workbook.errors import InputError
 from ddp_workbook.experiment import load_experiment
 from ddp_workbook.files import load_record, save_record
 from ddp_workbook.launch import torchrun
 from ddp_workbook.recipes import get_recipe
 from ddp_workbook.record import CourseChoice, HistoryRecord, NotebookTimes, RunRecord, load_run
+from ddp_workbook.scaling import HARDWARE
 from ddp_workbook.timings import BenchmarkRecord
 
 CHOICE_FILE = Path("results") / "course.json"
@@ -133,6 +134,13 @@ def latest_experiment(recipe: str) -> tuple[Path, BenchmarkRecord] | None:
             if record.recipe == recipe and record.rounds >= 2:
                 return folder, record
     return None
+
+
+def is_of_this_machine(record: BenchmarkRecord, config: TrainConfig) -> bool:
+    """Whether an experiment shared out the very batch of `config` on this machine: it can check predictions."""
+    here = describe_environment(choose_device(config.device))
+    same_machine = all(getattr(record.environment, name) == getattr(here, name) for name in HARDWARE)
+    return same_machine and record.scaling == "strong" and record.by_role("serial")[0].global_batch == config.batch_size
 
 
 def _ranks(line: str, cell: str) -> None:

@@ -116,7 +116,7 @@ def set_threads(config: TrainConfig, local_processes: int) -> int:
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what was queued; a clock read before that would lie."""
     if device.type != "cpu":
-        torch.accelerator.synchronize()
+        torch.accelerator.synchronize(device)
 
 
 def peak_memory_bytes() -> int:

@@ -111,7 +111,7 @@ def wrap_ddp(model: nn.Module, device: torch.device, compression: str) -> Distri
         model,
         device_ids=[device] if device.type == "cuda" else None,
         **no_broadcast,  # the parameter was renamed in torch 2.13
-        gradient_as_bucket_view=True,  # gradients live in the buckets: no copy before the all-reduce
+        gradient_as_bucket_view=True,  # after the all-reduce gradients stay in the buckets: no copy back
     )
     ddp.meter = CommunicationMeter(compression, device)
     ddp.register_comm_hook(None, ddp.meter.hook)
@@ -141,7 +141,7 @@ def communication_since(model: nn.Module) -> Communication | None:
     waited, collective, size, count = (reduce_sum(torch.tensor(mine, dtype=torch.float64, device=device))).tolist()
     ranks = dist.get_world_size()
     return Communication(
-        exposed_seconds=waited / ranks,
+        waited_seconds=waited / ranks,
         collective_seconds=collective / ranks,
         gradient_bytes=round(size / ranks),
         collectives=round(count / ranks),

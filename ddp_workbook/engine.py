@@ -175,6 +175,7 @@ def fit(
     reporters: Sequence[Reporter] = (),
 ) -> tuple[list[EpochRecord], Tensor]:
     """Train for config.epochs, evaluating after each. Returns the history and the last confusion counts."""
+    torch.manual_seed(config.seed + world.rank)  # NEW: dropout draws on each rank for itself
     history, confusion = [], torch.empty(0)
     test = data.test.to(state.amp.device)
     for epoch in range(state.epoch + 1, config.epochs + 1):

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from ddp_workbook.benchmark import arrangements, empty_record, measure, require_rounds
 from ddp_workbook.config import TrainConfig
+from ddp_workbook.devices import choose_device
 from ddp_workbook.errors import InputError
 from ddp_workbook.files import load_record, save_record
 from ddp_workbook.results import require_writable
-from ddp_workbook.scaling import HARDWARE, Interval, bound_shares, median_interval, speedup_table
+from ddp_workbook.scaling import HARDWARE, Interval, bound_shares, median_interval, speedup_table, spread_words
 from ddp_workbook.summary import speedup_summaries
 from ddp_workbook.timings import Arrangement, BenchmarkRecord, Estimate, PerformanceMetrics, ProcessCountMetrics
 
@@ -39,6 +40,7 @@ def run_experiment(
     if not counts:
         raise InputError("--process-counts needs at least one number, as in --process-counts 2 4 8")
     require_rounds(rounds)
+    config = replace(config, device=choose_device(config.device, max(counts)).type)  # one kind for all arrangements
     fresh = empty_record(config, arrangements(config, counts, scaling), steps, scaling)
     folder, earlier = output_dir, None
     if (output_dir / SERIAL).exists():
@@ -161,7 +163,9 @@ def metrics(record: BenchmarkRecord) -> PerformanceMetrics:
 
 def describe(found: PerformanceMetrics) -> str:
     """The metrics as lines of a table."""
-    lines = [f"{found.recipe}, {found.scaling} scaling, {found.rounds} rounds, 95 % intervals"]
+    lines = [
+        f"{found.recipe}, {found.scaling} scaling, {found.rounds} rounds; in brackets: {spread_words(found.rounds)}"
+    ]
     for row in found.process_counts:
         rate, share = row.images_per_second, row.share_of_bound
         lines.append(f"{row.run}: {rate.value:.0f} images/s [{rate.low:.0f}, {rate.high:.0f}]")

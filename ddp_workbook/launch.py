@@ -66,6 +66,8 @@ def _command(script: Path, processes: int, arguments: Sequence[str]) -> list[str
 def _environment(processes: int, error_file: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in TORCHRUN_VARIABLES}
     kept.setdefault("OMP_NUM_THREADS", str(choose_threads(0, processes)))  # or torchrun sets it to 1, with a banner
+    if os.name == "nt":
+        kept.setdefault("USE_LIBUV", "0")  # torch's builds for Windows come without it (pytorch issue 139990)
     return kept | {"TORCHELASTIC_ERROR_FILE": str(error_file)}
 
 

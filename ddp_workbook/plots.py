@@ -69,7 +69,7 @@ def image_row(images: np.ndarray, titles: Sequence[str], columns: int | None = N
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, title in zip(axes.flat, images, titles, strict=False):
-        ax.imshow(image, interpolation="nearest")
+        ax.imshow(image, interpolation="nearest", cmap="gray")
         ax.set_title(title, fontsize=8)
     return figure
 
@@ -125,9 +125,9 @@ def training_plots(run: RunRecord, history: HistoryRecord) -> Figure:
     found = [e.communication for e in history.epochs]
     if all(found):
         summed = [one.collective_seconds for one in found]
-        exposed = [one.exposed_seconds for one in found]
-        gradients.plot(x, summed, color=GREY, linestyle="--", label="collectives, summed (no overhead)", **look)
-        gradients.plot(x, exposed, color=GREEN, label="exposed: backward waited", **look)
+        waited = [one.waited_seconds for one in found]
+        gradients.plot(x, summed, color=GREY, linestyle="--", label="collectives, summed (not the overhead)", **look)
+        gradients.plot(x, waited, color=GREEN, label="backward waited after its last bucket", **look)
     loss.set(title="Loss", ylabel="cross-entropy (nats)", ylim=(0, None))
     accuracy.set(title="Accuracy", ylabel="images classified right (%)")
     seconds.set(title="Time per epoch", ylabel="seconds", ylim=(0, None))

@@ -122,7 +122,10 @@ def pay_map(survey: SurveyRecord) -> Figure:
     ax.set_xticks(batches, labels=[str(batch) for batch in batches])
     ax.minorticks_off()
     ax.grid(False)
-    ax.set_title(f"{survey.processes} processes over one process on all cores: predicted (field), measured (circles)")
+    ax.set_title(
+        f"{survey.processes} processes over one process on all cores: predicted (field), measured (circles)",
+        fontsize=10,
+    )
     figure.colorbar(colours, ax=ax, label="speedup (1 = no gain)")
     return figure
 
@@ -154,25 +157,28 @@ def predicted_on_network(costs: ModelCosts, batch: int, link: Link, processes: i
     figure, axes = new_figure(1, 1, 7.5, 4.4)
     ax = axes[0, 0]
     counts = np.unique(np.geomspace(1, processes, 40).round().astype(int))
-    strong = [costs.speedup_on_network(batch, int(count), link) for count in counts]
+    fitting = counts[counts <= batch]  # a machine must get at least one image
+    strong = [costs.speedup_on_network(batch, int(count), link) for count in fitting]
     weak = [costs.weak_speedup_on_network(batch, int(count), link) for count in counts]
     share = serial_share(costs, batch)
-    ax.plot(counts, strong, color=ORANGE, label="strong scaling, predicted")
+    ax.plot(fitting, strong, color=ORANGE, label="strong scaling, predicted")
     ax.plot(counts, weak, color=BLUE, label="weak scaling (batch grows), predicted")
     ax.plot(counts, amdahl(share, counts), color=ORANGE, linestyle=":", label=f"Amdahl, serial share {share:.1%}")
     ax.plot(counts, gustafson(share, counts), color=BLUE, linestyle=":", label="Gustafson, same share")
     ax.plot(counts, counts, color=GREY, linestyle="--", linewidth=1, label="ideal")
-    _log_axes(ax, processes)
+    _log_axes(ax, processes, min(strong))
     ax.set_title(title, fontsize=10)
     ax.legend(fontsize=8)
     return figure
 
 
-def _log_axes(ax: Axes, processes: int) -> None:
+def _log_axes(ax: Axes, processes: int, lowest: float) -> None:
     ax.set_xscale("log", base=2)
     ax.set_yscale("log", base=2)
     ticks = [2**power for power in range(processes.bit_length())]
     ax.set_xticks(ticks, labels=[str(tick) for tick in ticks])
-    ax.set_yticks(ticks, labels=[str(tick) for tick in ticks])
+    below = range(int(np.floor(np.log2(min(lowest, 1.0)))), 0)
+    ax.set_yticks([*(2.0**power for power in below), *ticks])
+    ax.set_yticklabels([*(f"1/{2**-power}" for power in below), *map(str, ticks)])
     ax.minorticks_off()
     ax.set(xlabel="machines", ylabel="predicted speedup over one machine")

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ddp_workbook.plots import BLUE, GREEN, GREY, ORANGE, new_figure
-from ddp_workbook.scaling import Interval, bound_shares, median_interval, speedup_table
+from ddp_workbook.scaling import Interval, bound_shares, median_interval, speedup_table, spread_words, workers
 from ddp_workbook.timings import Arrangement, BenchmarkRecord, Role
 
 ROLE_COLOURS: dict[Role, str] = {"serial": BLUE, "bound": GREY, "distributed": ORANGE}
@@ -44,7 +44,7 @@ def speedup_analysis(record: BenchmarkRecord) -> Figure:
     labels = ["over " + row.baseline.replace(", ", ",\n") for row in rows] + ["share of the\nno-communication\nbound"]
     ratios.set(xticks=range(len(labels)), xticklabels=labels, ylabel="ratio of rates", xlim=(-0.6, len(rows) + 0.6))
     ratios.axhline(1, color="black", linewidth=0.8)
-    ratios.set_title(f"{run.processes} processes, 95 % intervals")
+    ratios.set_title(f"{run.processes} processes, {spread_words(record.rounds)}")
     ratios.margins(y=0.15)
     return figure
 
@@ -55,7 +55,7 @@ def _draw_all_rates(ax: Axes, record: BenchmarkRecord) -> None:
     names = [one.name.replace(", ", "\n") for one in record.arrangements]
     ax.set(xticks=range(len(names)), ylabel="training, images/s", ylim=(0, None), xlim=(-0.5, len(names) - 0.2))
     ax.set_xticklabels(names, fontsize=8)
-    ax.set_title(f"Rate, {record.rounds} interleaved rounds")
+    ax.set_title(f"Rate, {record.rounds} interleaved rounds, median and {spread_words(record.rounds)}", fontsize=10)
 
 
 def _draw_rates(ax: Axes, place: int, arrangement: Arrangement) -> None:
@@ -99,10 +99,15 @@ def speedup_by_processes(record: BenchmarkRecord) -> Figure:
         )
         bound = [value / share.value for value, share in zip(values, shares, strict=True)]
         ax.plot(counts, bound, color=colour, linestyle=":", label="same, if nothing were communicated")
-    ax.plot([1, *counts], [1, *counts], color=GREY, linestyle="--", linewidth=1, label="one core each (ideal)")
+    ideal = [workers(one, record.environment) for one in record.by_role("distributed")]
+    ax.plot([1, *counts], [1, *ideal], color=GREY, linestyle="--", linewidth=1, label="every core put to full use")
     ax.axhline(1, color="black", linewidth=0.8)
     _process_axis(ax, record)
-    ax.set(ylabel="speedup (1 = no gain)", ylim=(0, None), title=f"{record.recipe}, {record.scaling} scaling")
+    ax.set(
+        ylabel="speedup (1 = no gain)",
+        ylim=(0, None),
+        title=f"{record.recipe}, {record.scaling} scaling, {spread_words(record.rounds)}",
+    )
     ax.legend(fontsize=8)
     return figure
 
@@ -124,7 +129,11 @@ def efficiency_by_processes(record: BenchmarkRecord) -> Figure:
     )
     ax.axhline(100, color="black", linewidth=0.8)
     _process_axis(ax, record)
-    ax.set(ylabel="efficiency (%)", ylim=(0, None), title=f"{record.recipe}, {record.scaling} scaling")
+    ax.set(
+        ylabel="efficiency (%)",
+        ylim=(0, None),
+        title=f"{record.recipe}, {record.scaling} scaling, {spread_words(record.rounds)}",
+    )
     ax.legend(fontsize=8)
     return figure
 

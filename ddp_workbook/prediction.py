@@ -58,7 +58,8 @@ def predict_network(
     survey = load_record(SurveyRecord, path)
     costs = ModelCosts(survey, config.model)
     table = cost_table(costs, config, IMAGES[config.dataset][0], link, processes, price)
-    title = f"predicted: {config.recipe} on {bandwidth}/s, {latency}, machines like: {survey.environment.cpu}"
+    machine, rate = survey.environment.cpu, bandwidth.removesuffix("/s")
+    title = f"predicted: {config.recipe} on {rate}/s, {latency}, machines like: {machine}"
     figure = plots_cost.predicted_on_network(costs, config.lr_batch, link, processes, title)
     plots.save_png(figure, run_dir / "prediction.png")
     plots.close(figure)

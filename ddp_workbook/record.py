@@ -101,12 +101,12 @@ class RunRecord(Strict):
 class Communication(Strict):
     """The gradient traffic of one epoch, as the mean over the ranks.
 
-    Exposed is the time from a backward pass's last bucket being ready to the end of the pass, waiting for slower ranks
-    included. The collectives' own times are summed, though they overlap with computing and with each other: that sum is
-    no overhead. Bytes are those of the gradients, before any compression.
+    Waited is the time from a backward pass's last bucket being ready to the end of the pass: for what is left of the
+    collectives, and for slower ranks. The collectives' own times are summed, though they overlap with computing and
+    with each other: that sum is no overhead. Bytes are those of the gradients, before any compression.
     """
 
-    exposed_seconds: Amount
+    waited_seconds: Amount
     collective_seconds: Amount
     gradient_bytes: Count
     collectives: Count

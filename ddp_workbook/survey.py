@@ -9,13 +9,15 @@ from ddp_workbook.anatomy import WARM_UP_STEPS, dissect, facts, sweep
 from ddp_workbook.benchmark import train
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.costmodel import slowest
+from ddp_workbook.datasets import load_dataset
 from ddp_workbook.devices import available_cores, choose_device, choose_threads, describe_environment
+from ddp_workbook.errors import InputError
 from ddp_workbook.models import MODELS
 from ddp_workbook.recipes import RECIPES
-from ddp_workbook.team import Team
+from ddp_workbook.team import Member, Team
 from ddp_workbook.timings import SurveyPoint, SurveyRecord
 
-STEPS = {"resnet50": 1}  # timed steps a round; the small networks' steps are short enough for more
+STEPS = {"resnet50": 2}  # timed steps a round; the small networks' steps are short enough for more
 SHORT_STEPS = 10
 
 
@@ -36,14 +38,23 @@ def survey(
     device = choose_device(config.device, processes)
     threads = choose_threads(config.threads, processes)
     points = []
+    images_there = len(load_dataset(config).train)
+    fitting = [images for images in batch_sizes if images * processes <= images_there]
+    if len(fitting) < 2:
+        raise InputError(
+            f"{images_there} training images leave fewer than two of the batch sizes {tuple(batch_sizes)} for "
+            f"{processes} processes; choose smaller ones"
+        )
     with (
         Team("all cores", config, 1, available_cores()) as alone,
         Team(f"{processes} processes", config, processes, threads) as together,
     ):
         for model in MODELS:
-            for images in batch_sizes:
+            for images in fitting:
                 points.append(_point(settings(config, model), images, alone, together, rounds))
                 on_point(points[-1])
+                for team in (alone, together):
+                    team.call(Member.forget)
         all_reduces = sweep(together)
     return SurveyRecord(
         dataset=config.dataset,

@@ -50,6 +50,7 @@ class Job:
         self.optimizer = build_optimizer(self.model.train(), self.config, self.world.size)
         self.schedule = build_schedule(self.optimizer, self.config, self.loader.steps)
         self.batches = self._endless()
+        torch.manual_seed(seed + self.world.rank)  # dropout draws on each rank for itself
 
     def step(self) -> Tensor:
         """One optimizer step; returns train_step's sums."""
@@ -69,6 +70,8 @@ class Member:
         self.world, self.threads = world, config.threads
         self.device = choose_device(config.device, world.size, world.local_rank)
         set_threads(config, world.local_size)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
         if world.launched:
             bind_to_loopback()
             backend = choose_backend(config.backend, self.device, world.local_size)
@@ -85,6 +88,11 @@ class Member:
                 self.datasets[images] = load_dataset(config)
             self.jobs[config, communicate] = Job(config, self.datasets[images], self.world, self.device, communicate)
         return self.jobs[config, communicate]
+
+    def forget(self) -> None:
+        """Free all jobs."""
+        self.jobs.clear()
+        gc.collect()
 
     def meet(self) -> None:
         """Wait for all ranks."""

@@ -58,6 +58,7 @@ def test_predictions_of_exact_timings_are_exact():
     checks = check_steps(make_survey())
     assert len(checks) == 6
     assert [check.error for check in checks] == pytest.approx([0] * 6, abs=1e-6)
+    assert [check.added for check in checks] == pytest.approx([check.all_reduce for check in checks])
 
 
 def test_a_wrong_measurement_shows_as_an_error():
@@ -79,7 +80,8 @@ def test_on_a_free_network_only_the_fixed_part_holds_speedup_back():
     costs, free, counts = ModelCosts(make_survey(), "resnet50"), Link(0.0, 1e30), [1, 2, 8, 64]
     found = [costs.speedup_on_network(128, n, free) for n in counts]
     assert found == pytest.approx(amdahl(serial_share(costs, 128), counts))
-    assert [costs.weak_speedup_on_network(128, n, free) for n in counts] == pytest.approx(counts)
+    weak = [costs.weak_speedup_on_network(128, n, free) for n in counts]
+    assert weak == pytest.approx(gustafson(serial_share(costs, 128), counts))
 
 
 def test_amdahl_and_gustafson_by_hand():
@@ -93,6 +95,7 @@ def test_exposed_is_the_difference_of_the_slowest_ranks():
     assert exposed(record).value == pytest.approx(0.003, rel=0.05)
     record = record.model_copy(update={"alone": [record.alone[0], slow]})
     assert slowest(record.alone) == pytest.approx(np.array([step.total for step in slow]))
+    assert exposed(record).value == pytest.approx(0.013 - 0.010 * (0.2 + 3 * 0.4 + 0.4), rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from ddp_workbook.scaling import (
     require_comparable,
     speedup,
     speedup_table,
+    spread_words,
     wilson,
 )
 
@@ -27,14 +28,22 @@ def test_speedup_cancels_what_slows_the_whole_machine():
     assert (found.value, found.low, found.high) == pytest.approx((1.5, 1.5, 1.5))
 
 
-def test_median_interval_covers_the_truth_as_often_as_it_says():
-    """200 samples of 15 from a known distribution: 95 % nominal; the percentile bootstrap of a median stays near it."""
-    draws = np.random.default_rng(0)
-    hits = 0
-    for _ in range(200):
-        found = median_interval(draws.normal(10, 1, size=15))
-        hits += found.low <= 10 <= found.high
-    assert 0.88 <= hits / 200 <= 0.99
+@pytest.mark.parametrize("n", [6, 7, 9, 15, 30])
+def test_median_interval_covers_the_truth_as_often_as_it_says(n):
+    """4,000 samples from a skewed distribution whose median is ln 2: at least 95 %, less three standard errors."""
+    draws = np.random.default_rng(0).exponential(size=(4000, n))
+    found = [median_interval(row) for row in draws]
+    hits = sum(one.low <= np.log(2) <= one.high for one in found)
+    assert hits / 4000 >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / 4000)
+
+
+def test_few_samples_get_their_range_and_say_so():
+    found = median_interval([3.0, 1.0, 2.0])
+    assert (found.value, found.low, found.high) == (2, 1, 3)
+    assert spread_words(5) == "range of 5"
+    assert spread_words(6) == "95 % interval"
+    found = median_interval(range(1, 10))  # P(X < 2) = 10 / 512 for n = 9: the second and the eighth
+    assert (found.low, found.high) == (2, 8)
 
 
 def test_efficiency_is_the_share_of_the_ideal():

@@ -20,7 +20,7 @@ from ddp_workbook.files import load_record, write_whole
 from ddp_workbook.record import CourseSummary, HistoryRecord, RunRecord, load_run
 from ddp_workbook.report import diagrams
 from ddp_workbook.report.costs import costs_content, draw_costs
-from ddp_workbook.scaling import Interval, accuracy_difference, bound_shares, require_comparable, speedup_table
+from ddp_workbook.scaling import Interval, accuracy_difference, bound_shares, require_comparable, speedup_table, verdict
 from ddp_workbook.summary import class_accuracies, comparison_table, summarise_run
 from ddp_workbook.timings import AnatomyRecord, BenchmarkRecord, SurveyRecord
 
@@ -135,6 +135,8 @@ def _content(
         "config": {
             "epochs": config.epochs,
             "lr": f"{config.peak_lr(1):g}",
+            "augment": config.augment,
+            "hard": config.augment or config.label_smoothing > 0 or config.dropout > 0,
             "head_lr": f"{config.head_lr:g}",
             "optimizer": config.optimizer,
             "dropout": f"{config.dropout:.0%}".replace("%", " %"),
@@ -255,13 +257,6 @@ def agreement(difference: Interval) -> str:
         return f"The difference could be chance: its interval contains zero. It is {within} 1.5 points."
     side = "more" if difference.value > 0 else "less"
     return f"The distributed run is {side} accurate, by more than the test set's size explains."
-
-
-def verdict(speedup: Interval) -> str:
-    """A comparison in one word or two, chosen by the whole interval and not by its middle."""
-    if speedup.low > 1:
-        return "faster"
-    return "slower" if speedup.high < 1 else "not distinguishable"
 
 
 def recheck(summary: CourseSummary) -> str:

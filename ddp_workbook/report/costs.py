@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 
 from ddp_workbook import plots, plots_cost
-from ddp_workbook.costmodel import check_steps, exposed, fit_link
+from ddp_workbook.costmodel import check_steps, exposed, fit_link, slowest
 from ddp_workbook.scaling import over_all_cores
 from ddp_workbook.timings import AnatomyRecord, BenchmarkRecord, SurveyRecord
 
@@ -30,7 +30,7 @@ def costs_content(anatomy: AnatomyRecord, survey: SurveyRecord) -> dict:
     found, link, checks = exposed(anatomy), fit_link(survey.sweep), check_steps(survey)
     errors = [abs(check.error) for check in checks]
     summed = statistics.median(step.collectives for rank in anatomy.averaged for step in rank)
-    step = statistics.median(step.total for rank in anatomy.averaged for step in rank)
+    step = statistics.median(slowest(anatomy.alone))
     return {
         "step_ms": f"{1000 * step:.1f}",
         "exposed_ms": f"{1000 * found.value:.1f}",
@@ -49,6 +49,8 @@ def costs_content(anatomy: AnatomyRecord, survey: SurveyRecord) -> dict:
                 f"{1000 * check.measured.value:.2f}",
                 f"{1000 * check.measured.low:.2f} to {1000 * check.measured.high:.2f}",
                 f"{100 * check.error:+.1f} %",
+                f"{1000 * check.all_reduce:.2f}",
+                f"{1000 * check.added:.2f}",
             ]
             for check in checks
         ],
