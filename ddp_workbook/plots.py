@@ -135,7 +135,7 @@ def training_plots(run: RunRecord, history: HistoryRecord) -> Figure:
     for ax in axes.flat:
         ax.set_xlabel("epoch")
         ax.xaxis.get_major_locator().set_params(integer=True)
-    for ax in (loss, seconds, gradients):
+    for ax in (loss, seconds, gradients) if all(found) else (loss, seconds):
         ax.legend(fontsize=8)
     figure.suptitle(
         f"{run.recipe}, {run.world.processes} processes, global batch {run.world.global_batch}", fontsize=11

@@ -121,7 +121,7 @@ def readme_table(reference: Path) -> str:
         f"Measured on {machine.accelerator or machine.cpu}, {machine.cores} cores, "
         f"{machine.memory_bytes / 2**30:.0f} GiB, torch {machine.torch}, at commit {machine.git_commit}. "
         f"The speedup compares short runs that took turns ({benchmark.rounds} rounds); the two trainings happened one "
-        f"after the other.",
+        f"after the other, each as its own command.",
     ]
     return "\n".join([*lines, "", *courseworks_table(reference)])
 
