@@ -137,17 +137,27 @@ def measure_anatomy(config: TrainConfig, team: Team, steps: int) -> AnatomyRecor
     )
 
 
-def time_all_reduces(member: Member, sizes: tuple[int, ...]) -> list[list[float]]:
-    """Seconds of each all-reduce of `size` bytes of float32, for every size."""
+def time_averages(member: Member, sizes: tuple[int, ...]) -> list[list[float]]:
+    """Seconds of averaging `size` bytes of gradients as DDP does it, for every size.
+
+    The gradients are copied into a bucket, divided, and summed over the ranks. Each time the processor comes from other
+    work, as in training: what lay in its caches is gone, and the threads that communicate have to be woken.
+    """
+    work = torch.randn(256, 256, device=member.device)
     found = []
     for size in sizes:
-        values = torch.zeros(size // 4, device=member.device)
+        gradients = torch.randn(size // 4, device=member.device)
+        bucket = torch.empty_like(gradients)
         repeats = max(5, min(40, SWEEP_BUDGET // size))
         seconds = []
         for _ in range(2 + repeats):
             dist.barrier()
+            for _ in range(10):
+                work = (work @ work).clamp_(-1, 1)
+            synchronize(member.device)
             start = time.perf_counter()
-            dist.all_reduce(values)
+            bucket.copy_(gradients).div_(member.world.size)
+            dist.all_reduce(bucket)
             synchronize(member.device)
             seconds.append(time.perf_counter() - start)
         found.append(seconds[2:])
@@ -155,11 +165,11 @@ def time_all_reduces(member: Member, sizes: tuple[int, ...]) -> list[list[float]
 
 
 def sweep(team: Team, sizes: tuple[int, ...] = SWEEP_BYTES) -> SweepRecord:
-    """All-reduces of every size; each time is that of the slowest rank."""
-    by_rank = team.call(time_all_reduces, sizes)
+    """Averages of every size; each time is that of the rank that came last, which did not wait for the others."""
+    by_rank = team.call(time_averages, sizes)
     samples = [
         AllReduceTimes(
-            bytes=size, seconds=[max(times) for times in zip(*(rank[place] for rank in by_rank), strict=True)]
+            bytes=size, seconds=[min(times) for times in zip(*(rank[place] for rank in by_rank), strict=True)]
         )
         for place, size in enumerate(sizes)
     ]

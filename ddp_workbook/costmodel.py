@@ -28,10 +28,10 @@ class Link:
     latency: float
     bandwidth: float
 
-    def all_reduce(self, size: int, processes: int) -> float:
-        """Seconds to average `size` bytes over the processes."""
+    def all_reduce(self, size: int, processes: int, buckets: int = 1) -> float:
+        """Seconds to average `size` bytes over the processes, in so many all-reduces one after another."""
         messages = 2 * (processes - 1)
-        return messages / processes * size / self.bandwidth + messages * self.latency
+        return messages / processes * size / self.bandwidth + buckets * messages * self.latency
 
 
 def bytes_moved(size: int, processes: int) -> float:
@@ -85,18 +85,19 @@ class StepCost:
     fixed: float
     per_image: float
     gradient_bytes: int
+    buckets: int = 1
 
     def seconds(self, images: float) -> float:
         """One step with so many images."""
         return self.fixed + self.per_image * images
 
 
-def fit_step(images: Sequence[int], seconds: Sequence[float], gradient_bytes: int) -> StepCost:
+def fit_step(images: Sequence[int], seconds: Sequence[float], gradient_bytes: int, buckets: int = 1) -> StepCost:
     """The line through measured steps with the smallest relative squared error; neither part is below zero."""
     taken = np.asarray(seconds, dtype=float)
     design = np.stack([np.ones(len(taken)), np.asarray(images, dtype=float)], axis=1) / taken[:, None]
     (fixed, per_image), _ = nnls(design, np.ones(len(taken)))
-    return StepCost(float(fixed), float(per_image), gradient_bytes)
+    return StepCost(float(fixed), float(per_image), gradient_bytes, buckets)
 
 
 def predict_step(cost: StepCost, images: float, link: Link, processes: int, cores: int | None = None) -> float:
@@ -107,7 +108,7 @@ def predict_step(cost: StepCost, images: float, link: Link, processes: int, core
     computing then takes processes / cores times as long.
     """
     crowding = max(1.0, processes / cores) if cores else 1.0
-    return cost.seconds(images) * crowding + (link.all_reduce(cost.gradient_bytes, processes) if processes > 1 else 0.0)
+    return cost.seconds(images) * crowding + link.all_reduce(cost.gradient_bytes, processes, cost.buckets)
 
 
 def amdahl(serial_share: float, processes: Sequence[int]) -> np.ndarray:
@@ -142,7 +143,8 @@ def check_steps(survey: SurveyRecord) -> list[Check]:
     link = fit_link(survey.sweep)
     checks = []
     for point in survey.points:
-        alone, all_reduce = float(np.median(point.alone)), link.all_reduce(point.gradient_bytes, survey.processes)
+        alone = float(np.median(point.alone))
+        all_reduce = link.all_reduce(point.gradient_bytes, survey.processes, point.buckets)
         measured = median_interval(point.averaged)
         checks.append(
             Check(point.model, point.images, alone + all_reduce, measured, all_reduce, measured.value - alone)
@@ -158,10 +160,10 @@ class ModelCosts:
         if len(points) < 2:
             raise InputError(f"the survey holds fewer than two batch sizes of {model}; run notebook 04 again")
         images = [point.images for point in points]
-        size = points[0].gradient_bytes
+        size, buckets = points[0].gradient_bytes, points[0].buckets
         whole = [survey.processes * count for count in images]
-        self.serial = fit_step(whole, [float(np.median(point.serial)) for point in points], size)
-        self.rank = fit_step(images, [float(np.median(point.alone)) for point in points], size)
+        self.serial = fit_step(whole, [float(np.median(point.serial)) for point in points], size, buckets)
+        self.rank = fit_step(images, [float(np.median(point.alone)) for point in points], size, buckets)
         machine = survey.environment
         self.cores = machine.cores // survey.threads if machine.device == "cpu" else max(machine.accelerator_count, 1)
 

@@ -60,7 +60,7 @@ def timeline(found: Timeline, title: str) -> Figure:
         exposed_look = {"color": ORANGE, "hatch": "///", "edgecolor": "white"}
         label = "all-reduce after the last gradient" if row == 1 else None
         ax.barh(row, done - ready - hidden, left=ready + hidden, **exposed_look, label=label)
-        ax.text(done, row, f"  {bucket.bytes / 2**20:.1f} MiB", va="center", fontsize=8)
+        ax.text(done, row, f"  {_size(bucket.bytes)}", va="center", fontsize=8)
     names = ["rank 0 computes", *(f"bucket {number}" for number in range(1, len(found.buckets) + 1))]
     ax.set(yticks=range(len(names)), yticklabels=names, xlabel="milliseconds since the step began", title=title)
     ax.set_xlim(0, marks[-1] * 1.08)
@@ -68,6 +68,11 @@ def timeline(found: Timeline, title: str) -> Figure:
     ax.invert_yaxis()
     figure.legend(loc="outside lower center", ncols=6, fontsize=8)
     return figure
+
+
+def _size(count: int) -> str:
+    """Bytes in a unit that leaves a short number."""
+    return f"{count / 2**20:.3g} MiB" if count >= 2**20 else f"{count / 2**10:.3g} KiB"
 
 
 def all_reduce_fit(sweep: SweepRecord) -> Figure:
@@ -83,12 +88,16 @@ def all_reduce_fit(sweep: SweepRecord) -> Figure:
     line = [1000 * link.all_reduce(size, sweep.processes) for size in sizes]
     label = f"fit: latency {1e6 * link.latency:.0f} us, bandwidth {link.bandwidth / 1e9:.2f} GB/s"
     times.plot(sizes, line, color=ORANGE, label=label)
-    times.set(xscale="log", yscale="log", xlabel="bytes averaged", ylabel="milliseconds")
-    times.set_title(f"All-reduce of {sweep.processes} processes")
+    times.set(xscale="log", yscale="log", xlabel="gradients averaged", ylabel="milliseconds")
+    times.set_xticks(sizes[::2], labels=[_size(size) for size in sizes[::2]])
+    times.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    times.minorticks_off()
+    times.set_title(f"Averaging among {sweep.processes} processes")
     times.legend(fontsize=8)
     counts = np.arange(1, 17)
     volume.plot(counts, [bytes_moved(1, int(n)) for n in counts], "o-", color=BLUE, markersize=4)
     volume.axhline(2, color=GREY, linestyle="--", linewidth=1)
+    volume.set_xticks(range(2, 17, 2))
     volume.set(xlabel="processes N", ylabel="bytes sent by each, per byte averaged", ylim=(0, 2.2))
     volume.set_title("2(N-1)/N: nears 2, never falls")
     return figure

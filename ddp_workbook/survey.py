@@ -82,6 +82,7 @@ def _point(config: TrainConfig, images: int, alone: Team, together: Team, rounds
         model=config.model,
         images=images,
         gradient_bytes=4 * parameters,
+        buckets=len(answers[0][2].buckets),
         serial=serial,
         averaged=averaged,
         alone=apart,

@@ -167,6 +167,7 @@ class SurveyPoint(Strict):
     model: str
     images: Annotated[int, Field(ge=1)]
     gradient_bytes: Count
+    buckets: Annotated[int, Field(ge=1)]
     serial: Annotated[list[Amount], Field(min_length=2)]
     averaged: Annotated[list[Amount], Field(min_length=2)]
     alone: Annotated[list[Amount], Field(min_length=2)]

@@ -255,6 +255,7 @@ def make_survey() -> SurveyRecord:
                     model=model,
                     images=images,
                     gradient_bytes=size,
+                    buckets=1,
                     serial=[1e-3 + 5e-5 * 2 * images] * 3,
                     averaged=[alone + all_reduce(size)] * 3,
                     alone=[alone] * 3,

@@ -34,6 +34,8 @@ def test_all_reduce_by_counting_the_rings_messages(processes):
     link, size = Link(latency=5e-5, bandwidth=1e9), 12_000_000
     by_message = sum(5e-5 + size / processes / 1e9 for _ in range(2 * (processes - 1)))
     assert link.all_reduce(size, processes) == pytest.approx(by_message)
+    in_three = sum(link.all_reduce(size // 3, processes) for _ in range(3))
+    assert link.all_reduce(size, processes, buckets=3) == pytest.approx(in_three)
 
 
 def test_bytes_near_twice_the_size_and_never_fall():
