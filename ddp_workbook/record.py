@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.errors import InputError
@@ -17,6 +18,18 @@ Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 RunKind = Literal["baseline", "distributed"]
+
+
+def _whole(config: object) -> object:
+    """A default in place of a missing field could say what a run never did."""
+    names = [field.name for field in fields(TrainConfig)]
+    missing = [name for name in names if name not in config] if isinstance(config, dict) else []
+    if missing:
+        raise ValueError(f"{', '.join(missing)} is missing: the file is of an older version")
+    return config
+
+
+RecordedConfig = Annotated[TrainConfig, BeforeValidator(_whole)]
 
 
 class Strict(BaseModel):
@@ -69,7 +82,7 @@ class RunRecord(Strict):
     kind: RunKind
     recipe: str
     finished_at: str
-    config: TrainConfig
+    config: RecordedConfig
     world: WorldInfo
     environment: Environment
     dataset: DatasetInfo

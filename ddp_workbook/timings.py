@@ -6,8 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ddp_workbook.config import TrainConfig
-from ddp_workbook.record import SCHEMA_VERSION, Amount, Count, Environment, Share, SpeedupSummary, Strict
+from ddp_workbook.record import (
+    SCHEMA_VERSION,
+    Amount,
+    Count,
+    Environment,
+    RecordedConfig,
+    Share,
+    SpeedupSummary,
+    Strict,
+)
 
 Role = Literal["serial", "bound", "distributed"]
 
@@ -40,7 +48,7 @@ class BenchmarkRecord(Strict):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     recipe: str
-    config: TrainConfig
+    config: RecordedConfig
     environment: Environment
     precision: Literal["fp32", "bf16", "fp16"]
     scaling: Literal["strong", "weak"]
@@ -134,7 +142,7 @@ class AnatomyRecord(Strict):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     recipe: str
-    config: TrainConfig
+    config: RecordedConfig
     environment: Environment
     processes: Annotated[int, Field(ge=2)]
     threads: Annotated[int, Field(ge=1)]

@@ -3,10 +3,11 @@
 import json
 import os
 import pickle
+from dataclasses import fields
 
 import pytest
 import torch
-from conftest import make_benchmark, make_run
+from conftest import ROOT, make_benchmark, make_run
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -17,9 +18,10 @@ from ddp_workbook.distributed import World
 from ddp_workbook.engine import build_optimizer, build_schedule
 from ddp_workbook.errors import InputError
 from ddp_workbook.files import load_record, save_record, save_text, write_whole
-from ddp_workbook.record import HistoryRecord, RunRecord, load_run, record_paths
+from ddp_workbook.recipes import RECIPES
+from ddp_workbook.record import CourseSummary, HistoryRecord, NotebookTimes, RunRecord, load_run, record_paths
 from ddp_workbook.results import check_writable, finished_run, run_kind
-from ddp_workbook.timings import BenchmarkRecord
+from ddp_workbook.timings import AnatomyRecord, BenchmarkRecord, PerformanceMetrics, SurveyRecord
 
 
 def save_run_files(folder, kind="baseline"):
@@ -214,3 +216,41 @@ def test_a_finished_run_is_found_again_only_with_its_settings(tmp_path, config):
     assert (isinstance(found[0], RunRecord), isinstance(found[1], HistoryRecord)) == (True, True)
     assert finished_run(mine, "baseline", 2) is None
     assert finished_run(replace(mine, lr=1.0), "baseline", 1) is None
+
+
+def test_a_record_of_an_older_configuration_is_refused(tmp_path):
+    """Today's default in place of a missing field could say what the run never did."""
+    save_run_files(tmp_path)
+    path = record_paths(tmp_path, "baseline")[0]
+    content = json.loads(path.read_text())
+    del content["config"]["head_lr"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"config: .*head_lr is missing"):
+        load_record(RunRecord, path)
+
+
+REFERENCES = sorted((ROOT / "results" / "reference").glob("**/*.json"))
+SCHEMAS = {
+    "baseline_metrics": RunRecord, "distributed_metrics": RunRecord, "baseline_history": HistoryRecord,
+    "distributed_history": HistoryRecord, "benchmark": BenchmarkRecord, "anatomy": AnatomyRecord,
+    "survey": SurveyRecord, "notebook_times": NotebookTimes, "test_summary": CourseSummary,
+    "performance_metrics": PerformanceMetrics, "serial_results": BenchmarkRecord,
+    "parallel_2p_results": BenchmarkRecord, "parallel_4p_results": BenchmarkRecord,
+    "parallel_8p_results": BenchmarkRecord,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", REFERENCES, ids=[f"{path.parent.name}/{path.name}" for path in REFERENCES])
+def test_every_reference_fits_todays_schema(path):
+    load_record(SCHEMAS[path.stem], path)
+
+
+def test_references_hold_todays_recipes():
+    """A recipe that was changed since its reference run would be compared with something else."""
+    for path in (ROOT / "results" / "reference").glob("*/baseline_metrics.json"):
+        run = load_record(RunRecord, path)
+        recipe = RECIPES[run.recipe]
+        same = ("data_dir", "results_dir", "checkpoint_dir", "device", "batch_size")
+        for field in fields(recipe):
+            if field.name not in same:
+                assert getattr(run.config, field.name) == getattr(recipe, field.name), f"{path}: {field.name}"
