@@ -102,7 +102,10 @@ class TensorBoard:
         """Steps are not logged: a value per step would make the device wait."""
 
     def on_epoch(self, epoch: EpochRecord) -> None:
-        for name, value in epoch.model_dump(exclude={"epoch"}).items():
+        values = epoch.model_dump(exclude={"epoch", "communication"})
+        if epoch.communication:
+            values |= {f"communication/{name}": value for name, value in epoch.communication.model_dump().items()}
+        for name, value in values.items():
             self.writer.add_scalar(name, value, epoch.epoch)
         if epoch.epoch == self.epochs:
             self.writer.close()

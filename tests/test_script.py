@@ -36,7 +36,7 @@ def runs(tmp_path_factory):
     serial = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
     assert serial.returncode == 0, serial.stderr
     lines = []
-    torchrun([*FLAGS, *folders(path), "--batch-size", "32"], 2, SCRIPT, lines.append)
+    torchrun([*FLAGS, *folders(path), "--tensorboard", "--batch-size", "32"], 2, SCRIPT, lines.append)
     return path, serial.stdout, "\n".join(lines)
 
 
@@ -74,10 +74,13 @@ def test_tensorboard_events_hold_the_history(runs):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     path = runs[0] / "results" / "resnet50-digits"
-    events = EventAccumulator(str(path / "tensorboard" / "baseline"))
-    events.Reload()
-    _, history = load_run(path, "baseline")
-    assert events.Scalars("test_accuracy")[0].value == pytest.approx(history.epochs[0].test_accuracy)
+    for kind in ("baseline", "distributed"):
+        events = EventAccumulator(str(path / "tensorboard" / kind))
+        events.Reload()
+        _, history = load_run(path, kind)
+        assert events.Scalars("test_accuracy")[0].value == pytest.approx(history.epochs[0].test_accuracy)
+    written = events.Scalars("communication/gradient_bytes")[0].value
+    assert written == pytest.approx(history.epochs[0].communication.gradient_bytes)
 
 
 def test_three_processes_with_accumulation_and_compression(tmp_path):
