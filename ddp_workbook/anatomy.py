@@ -148,7 +148,7 @@ def time_averages(member: Member, sizes: tuple[int, ...]) -> list[list[float]]:
     for size in sizes:
         gradients = torch.randn(size // 4, device=member.device)
         bucket = torch.empty_like(gradients)
-        repeats = max(5, min(40, SWEEP_BUDGET // size))
+        repeats = max(5, min(100, SWEEP_BUDGET // size))
         seconds = []
         for _ in range(2 + repeats):
             dist.barrier()

@@ -32,7 +32,7 @@ def claims_table(
             "with more processes, each has less to send",
             "an all-reduce makes each process send 2(N-1)/N times the gradients: that nears twice and never falls",
             f"by the formula {moved} processes for {size / MIB:.1f} MiB of gradients; measured: "
-            f"{largest.bytes / MIB:.0f} MiB among {survey.processes} took {1000 * np.median(largest.seconds):.0f} ms",
+            f"{largest.bytes / MIB:.0f} MiB among {survey.processes} took {1000 * np.mean(largest.seconds):.0f} ms",
         ),
         (
             "the time of the all-reduces is the overhead",

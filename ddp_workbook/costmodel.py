@@ -1,5 +1,7 @@
 """Predicted step times and speedups, to be held against measured ones. Needs records alone, no torch.
 
+Times of parts are means here, not medians: means add up (scaling.mean_interval).
+
 An all-reduce of M bytes among N processes by the ring algorithm takes 2(N-1) messages of M/N bytes one after another:
 2(N-1)/N * M/B + 2(N-1) * alpha, with bandwidth B and latency alpha (Patarasuk & Yuan 2009).
 """
@@ -14,7 +16,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from ddp_workbook.errors import InputError
-from ddp_workbook.scaling import Interval, median_interval
+from ddp_workbook.scaling import Interval, mean_interval, median_interval
 from ddp_workbook.timings import AnatomyRecord, StepTimes, SurveyRecord, SweepRecord
 
 BIT_UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9, "tbit": 1e12}
@@ -40,12 +42,12 @@ def bytes_moved(size: int, processes: int) -> float:
 
 
 def fit_link(sweep: SweepRecord) -> Link:
-    """Latency and bandwidth with the smallest relative squared error over the sweep's median times."""
+    """Latency and bandwidth with the smallest relative squared error over the sweep's mean times."""
     n, messages = sweep.processes, 2 * (sweep.processes - 1)
-    medians = np.array([np.median(sample.seconds) for sample in sweep.samples])
+    means = np.array([np.mean(sample.seconds) for sample in sweep.samples])
     moved = np.array([messages / n * sample.bytes for sample in sweep.samples])
-    design = np.stack([np.full_like(moved, messages), moved], axis=1) / medians[:, None]
-    (latency, seconds_per_byte), _ = nnls(design, np.ones_like(medians))
+    design = np.stack([np.full_like(moved, messages), moved], axis=1) / means[:, None]
+    (latency, seconds_per_byte), _ = nnls(design, np.ones_like(means))
     return Link(float(latency), 1 / max(float(seconds_per_byte), 1e-15))
 
 
@@ -134,7 +136,7 @@ class Check:
 
     @property
     def error(self) -> float:
-        """Relative to the measured median."""
+        """Relative to the measured mean."""
         return self.predicted / self.measured.value - 1
 
 
@@ -143,9 +145,9 @@ def check_steps(survey: SurveyRecord) -> list[Check]:
     link = fit_link(survey.sweep)
     checks = []
     for point in survey.points:
-        alone = float(np.median(point.alone))
+        alone = float(np.mean(point.alone))
         all_reduce = link.all_reduce(point.gradient_bytes, survey.processes, point.buckets)
-        measured = median_interval(point.averaged)
+        measured = mean_interval(point.averaged)
         checks.append(
             Check(point.model, point.images, alone + all_reduce, measured, all_reduce, measured.value - alone)
         )
@@ -162,8 +164,8 @@ class ModelCosts:
         images = [point.images for point in points]
         size, buckets = points[0].gradient_bytes, points[0].buckets
         whole = [survey.processes * count for count in images]
-        self.serial = fit_step(whole, [float(np.median(point.serial)) for point in points], size, buckets)
-        self.rank = fit_step(images, [float(np.median(point.alone)) for point in points], size, buckets)
+        self.serial = fit_step(whole, [float(np.mean(point.serial)) for point in points], size, buckets)
+        self.rank = fit_step(images, [float(np.mean(point.alone)) for point in points], size, buckets)
         machine = survey.environment
         self.cores = machine.cores // survey.threads if machine.device == "cpu" else max(machine.accelerator_count, 1)
 

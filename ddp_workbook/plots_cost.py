@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ddp_workbook.costmodel import Link, ModelCosts, amdahl, bytes_moved, exposed, fit_link, gustafson, serial_share
 from ddp_workbook.plots import BLUE, GREEN, GREY, ORANGE, new_figure
-from ddp_workbook.scaling import median_interval
+from ddp_workbook.scaling import mean_interval
 from ddp_workbook.timings import AnatomyRecord, SurveyRecord, SweepRecord, Timeline
 
 PARTS = {"data": "#E69F00", "forward": "#56B4E9", "backward": BLUE, "optimizer": GREEN}
@@ -81,10 +81,10 @@ def all_reduce_fit(sweep: SweepRecord) -> Figure:
     times, volume = pair
     link = fit_link(sweep)
     sizes = [sample.bytes for sample in sweep.samples]
-    found = [median_interval(sample.seconds) for sample in sweep.samples]
+    found = [mean_interval(sample.seconds) for sample in sweep.samples]
     values = 1000 * np.array([one.value for one in found])
     reach = [values - [1000 * one.low for one in found], [1000 * one.high for one in found] - values]
-    times.errorbar(sizes, values, yerr=reach, fmt="o", color=BLUE, capsize=3, label="measured, 95 % interval")
+    times.errorbar(sizes, values, yerr=reach, fmt="o", color=BLUE, capsize=3, label="measured: mean, 95 % interval")
     line = [1000 * link.all_reduce(size, sweep.processes) for size in sizes]
     label = f"fit: latency {1e6 * link.latency:.0f} us, bandwidth {link.bandwidth / 1e9:.2f} GB/s"
     times.plot(sizes, line, color=ORANGE, label=label)
@@ -140,7 +140,7 @@ def pay_map(survey: SurveyRecord) -> Figure:
 
 
 def _measured_speedup(serial: Sequence[float], averaged: Sequence[float]) -> float:
-    return float(np.median(serial) / np.median(averaged))
+    return float(np.mean(serial) / np.mean(averaged))
 
 
 def predicted_here(survey: SurveyRecord, batch: int, measured: Sequence[tuple[int, float]] = ()) -> Figure:

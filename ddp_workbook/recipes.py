@@ -24,9 +24,7 @@ _CNN = TrainConfig(
 
 _ALL = (
     TrainConfig(dataset="cifar10"),
-    TrainConfig(
-        dataset="digits", epochs=14, batch_size=64, lr=0.05, lr_batch=64, warmup=0.15, label_smoothing=0.0, head_lr=1.0
-    ),
+    TrainConfig(dataset="digits", epochs=12, batch_size=64, lr=0.05, lr_batch=64, warmup=0.15, label_smoothing=0.0),
     TrainConfig(dataset="mnist", epochs=3),
     TrainConfig(dataset="imagefolder"),
     _MLP,

@@ -50,6 +50,19 @@ def median_interval(samples: Sequence[float]) -> Interval:
     return Interval(float(np.median(ordered)), float(ordered[k - 1]), float(ordered[n - k]))
 
 
+def mean_interval(samples: Sequence[float]) -> Interval:
+    """Mean with its percentile bootstrap interval (Efron 1979), the same whenever it is asked of the same samples.
+
+    For times that are added up: what several parts take together is on average the sum of their means, and nothing
+    of the kind holds for medians. Where now and then a part waits milliseconds for a core, that is a large difference.
+    """
+    values = np.asarray(samples, dtype=float)
+    if np.ptp(values) == 0:
+        return Interval(float(values[0]), float(values[0]), float(values[0]))
+    found = stats.bootstrap((values,), np.mean, confidence_level=CONFIDENCE, method="percentile", rng=0)
+    return Interval(float(values.mean()), *map(float, found.confidence_interval))
+
+
 def spread_words(samples: int) -> str:
     """What median_interval's ends are for so many samples."""
     return "95 % interval" if samples >= SAMPLES_NEEDED else f"range of {samples}"

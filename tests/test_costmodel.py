@@ -63,6 +63,17 @@ def test_predictions_of_exact_timings_are_exact():
     assert [check.added for check in checks] == pytest.approx([check.all_reduce for check in checks])
 
 
+def test_rare_long_waits_count_as_often_as_they_come():
+    """One all-reduce in ten waits 5 ms for a core. The median would hide it; a step of many collectives meets it."""
+    survey = make_survey()
+    samples = [
+        one.model_copy(update={"seconds": 9 * [one.seconds[0]] + [one.seconds[0] + 5e-3]})
+        for one in survey.sweep.samples
+    ]
+    link = fit_link(survey.sweep.model_copy(update={"samples": samples}))
+    assert 2 * link.latency == pytest.approx(2 * 20e-6 + 0.5e-3, rel=0.02)
+
+
 def test_a_wrong_measurement_shows_as_an_error():
     survey = make_survey()
     slow = survey.points[0].model_copy(update={"averaged": [2 * t for t in survey.points[0].averaged]})

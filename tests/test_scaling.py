@@ -13,6 +13,7 @@ from ddp_workbook.scaling import (
     accuracy_difference,
     bound_shares,
     efficiency,
+    mean_interval,
     median_interval,
     require_comparable,
     speedup,
@@ -44,6 +45,17 @@ def test_few_samples_get_their_range_and_say_so():
     assert spread_words(6) == "95 % interval"
     found = median_interval(range(1, 10))  # P(X < 2) = 10 / 512 for n = 9: the second and the eighth
     assert (found.low, found.high) == (2, 8)
+
+
+def test_mean_interval_is_the_normal_one_for_many_samples():
+    draws = np.random.default_rng(0).exponential(size=2000)
+    found, error = mean_interval(draws), draws.std(ddof=1) / np.sqrt(2000)
+    assert found.value == pytest.approx(draws.mean())
+    assert (found.low, found.high) == pytest.approx(
+        (draws.mean() - 1.96 * error, draws.mean() + 1.96 * error), rel=0.01
+    )
+    assert mean_interval(draws) == found  # drawn with a fixed seed: a table does not change when it is made again
+    assert mean_interval([2.0, 2.0]) == Interval(2.0, 2.0, 2.0)
 
 
 def test_efficiency_is_the_share_of_the_ideal():
