@@ -97,7 +97,7 @@ def ddp_workbook(*arguments):
     [
         (["run", "--recipe", "nothing"], "unknown recipe 'nothing'"),
         (["run", "--epochs", "0"], "--epochs must be at least 1"),
-        (["dance"], "Available subcommands: run, report"),
+        (["dance"], "Available subcommands: run, bench, predict, report"),
         (["report", "--results-dir", "nowhere"], "does not exist"),
         (["report", "--recipe", "../../etc"], "unknown recipe"),
     ],
