@@ -55,6 +55,19 @@ def data() -> Dataset:
 
 
 @pytest.fixture
+def refuse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str]]:
+    """refuse(main, program, arguments): run `main` in this process; its exit code and what it said on stderr."""
+
+    def call(main: Callable[[], None], program: str, arguments: list[str]) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", [program, *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code, capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture
 def config(tmp_path: Path) -> TrainConfig:
     """A short run that writes into the test's own folder."""
     return replace(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, make_benchmark
 
+from ddp_workbook import cli
 from ddp_workbook.anatomy import measure_anatomy, sweep
 from ddp_workbook.benchmark import arrangements, thin, train
 from ddp_workbook.costmodel import check_steps
@@ -128,12 +129,11 @@ def test_a_senseless_experiment_is_refused_before_anything_is_written(tmp_path, 
         ("--process-counts 0", "a process count must be"),
     ],
 )
-def test_the_command_refuses_in_one_line(tmp_path, flags, expected):
-    command = [sys.executable, "-m", "ddp_workbook.cli", "bench", *flags.split(), "--output-dir", str(tmp_path / "out")]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
-    assert ended.returncode == 2
-    assert expected in ended.stderr
-    assert len(ended.stderr.splitlines()) == 1
+def test_the_command_refuses_in_one_line(tmp_path, refuse, flags, expected):
+    code, said = refuse(cli.main, "ddp-workbook", ["bench", *flags.split(), "--output-dir", str(tmp_path / "out")])
+    assert code == 2
+    assert expected in said
+    assert len(said.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -9,6 +9,7 @@ import psutil
 import pytest
 from conftest import ROOT
 
+from ddp_workbook import cli
 from ddp_workbook.errors import InputError
 from ddp_workbook.launch import LaunchError, torchrun
 
@@ -87,9 +88,10 @@ def test_an_interrupt_leaves_no_process(tmp_path):
     assert not any(psutil.pid_exists(pid) for pid in found)
 
 
-def ddp_workbook(*arguments):
-    command = [sys.executable, "-m", "ddp_workbook.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+def test_the_command_itself_ends_with_code_2_and_one_line():
+    command = [sys.executable, "-m", "ddp_workbook.cli", "run", "--recipe", "nothing"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -102,8 +104,9 @@ def ddp_workbook(*arguments):
         (["report", "--recipe", "../../etc"], "unknown recipe"),
     ],
 )
-def test_the_command_line_refuses_in_one_line(arguments, message):
-    done = ddp_workbook(*arguments)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_the_command_line_refuses_in_one_line(refuse, monkeypatch, arguments, message):
+    monkeypatch.chdir(ROOT)
+    code, said = refuse(cli.main, "ddp-workbook", arguments)
+    assert code == 2
+    assert message in said
+    assert len(said.strip().splitlines()) == 1

@@ -98,12 +98,10 @@ def test_the_mnist_and_cifar_recipes_differ_from_digits_in_data_alone():
         assert replace(RECIPES[name], dataset="cifar10", epochs=10) == RECIPES["resnet50-cifar10"]
 
 
-def refuse(arguments, monkeypatch, capsys):
-    """Run the script's main in this process; its exit code and what it said on stderr."""
-    monkeypatch.setattr(sys, "argv", ["distributed_train.py", *arguments])
-    with pytest.raises(SystemExit) as end:
-        distributed_train.main()
-    return end.value.code, capsys.readouterr().err
+@pytest.fixture
+def script_refuses(refuse):
+    """script_refuses(arguments): the script's main with these flags; its exit code and what it said on stderr."""
+    return lambda arguments: refuse(distributed_train.main, "distributed_train.py", arguments)
 
 
 REFUSED = {
@@ -123,13 +121,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_bad_input_ends_with_code_2_and_one_line(case, monkeypatch, capsys, tmp_path):
+def test_bad_input_ends_with_code_2_and_one_line(case, monkeypatch, script_refuses, tmp_path):
     arguments, message = REFUSED[case]
     earlier = tmp_path / "results" / "resnet50-digits" / "baseline_metrics.json"
     earlier.parent.mkdir(parents=True)
     earlier.write_text("an earlier result")
     monkeypatch.chdir(ROOT)
-    code, said = refuse([*arguments, *folders(tmp_path)], monkeypatch, capsys)
+    code, said = script_refuses([*arguments, *folders(tmp_path)])
     assert code == 2
     assert message in said
     assert said.startswith("distributed_train.py: error: ")
@@ -137,32 +135,32 @@ def test_bad_input_ends_with_code_2_and_one_line(case, monkeypatch, capsys, tmp_
     assert earlier.read_text() == "an earlier result"
 
 
-def test_bf16_where_it_cannot_be(monkeypatch, capsys):
+def test_bf16_where_it_cannot_be(monkeypatch, script_refuses):
     monkeypatch.setattr(devices, "has_bf16", lambda device: False)
-    code, said = refuse([*FLAGS[:-1], "bf16"], monkeypatch, capsys)
+    code, said = script_refuses([*FLAGS[:-1], "bf16"])
     assert (code, "use --precision fp32 or auto" in said) == (2, True)
 
 
-def test_results_folder_that_cannot_be_written(monkeypatch, capsys, tmp_path):
+def test_results_folder_that_cannot_be_written(monkeypatch, script_refuses, tmp_path):
     (tmp_path / "results").write_text("in the way")
-    code, said = refuse([*FLAGS, *folders(tmp_path)], monkeypatch, capsys)
+    code, said = script_refuses([*FLAGS, *folders(tmp_path)])
     assert (code, "choose a writable folder" in said) == (2, True)
 
 
-def test_empty_data_folder_without_network(monkeypatch, capsys, tmp_path):
+def test_empty_data_folder_without_network(monkeypatch, script_refuses, tmp_path):
     def no_network(*args, **kwargs):
         raise OSError("no network")
 
     monkeypatch.setattr("torchvision.datasets.utils.urllib.request.urlopen", no_network)
     (tmp_path / "data").mkdir()
     arguments = ["--device", "cpu", "--data-dir", str(tmp_path / "data"), *folders(tmp_path)]
-    code, said = refuse(arguments, monkeypatch, capsys)
+    code, said = script_refuses(arguments)
     assert (code, "use --recipe resnet50-digits" in said) == (2, True)
 
 
-def test_tensorboard_that_is_not_installed(monkeypatch, capsys, tmp_path):
+def test_tensorboard_that_is_not_installed(monkeypatch, script_refuses, tmp_path):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    code, said = refuse([*FLAGS, *folders(tmp_path), "--tensorboard"], monkeypatch, capsys)
+    code, said = script_refuses([*FLAGS, *folders(tmp_path), "--tensorboard"])
     assert (code, "pip install tensorboard" in said) == (2, True)
 
 
