@@ -51,9 +51,9 @@ def build_resnet50(config: TrainConfig, classes: int) -> nn.Module:
     Small images get a 3x3 stem of the same stride, so every later layer and the cost of a step stay as they were.
     The last BatchNorm of each block starts at zero, so that a block starts as the identity (Goyal et al. 2017).
 
-    The filters all start with a length of about 1. BatchNorm undoes their length, but a step turns a filter by the learning rate
-    over its squared length (van Laarhoven 2017). torchvision's start makes that differ 16-fold between layers, and
-    ten epochs are too short for weight decay to level it (bench/README.md).
+    The filters all start with a length of about 1. BatchNorm undoes their length, but a step turns a filter by the
+    learning rate over its squared length (van Laarhoven 2017). torchvision's start makes that differ 16-fold between
+    layers, and ten epochs are too short for weight decay to level it (bench/README.md).
     """
     model = resnet50(num_classes=classes, zero_init_residual=True)
     if config.image_size <= SMALL_IMAGE:

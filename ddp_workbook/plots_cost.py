@@ -122,7 +122,9 @@ def pay_map(survey: SurveyRecord) -> Figure:
     seen = [value for row in surface for value in row] + [value for *_, value in points]
     norm = TwoSlopeNorm(1.0, min(*seen, 0.95), max(*seen, 1.05))
     edges = np.append(grid / (grid[1] / grid[0]) ** 0.5, grid[-1] * (grid[1] / grid[0]) ** 0.5)
-    colours = ax.pcolormesh(edges, np.arange(len(survey.models) + 1) - 0.5, surface, cmap="PuOr", norm=norm, edgecolors="face")
+    colours = ax.pcolormesh(
+        edges, np.arange(len(survey.models) + 1) - 0.5, surface, cmap="PuOr", norm=norm, edgecolors="face"
+    )
     for batch, row, value in points:
         ax.scatter(batch, row, s=620, c=[value], cmap="PuOr", norm=norm, edgecolor="black", linewidth=1.2, zorder=3)
         ink = "white" if abs(norm(value) - 0.5) > 0.3 else "black"  # both ends of the colour map are dark

@@ -15,6 +15,7 @@ from ddp_workbook.datasets import Dataset
 from ddp_workbook.devices import (
     accelerator_peak_bytes,
     available_cores,
+    choose_device,
     choose_threads,
     describe_environment,
     peak_memory_bytes,
@@ -124,14 +125,20 @@ def _draw_training(run: RunRecord, history: HistoryRecord, config: TrainConfig) 
 
 
 def finished_run(config: TrainConfig, kind: RunKind, processes: int) -> tuple[RunRecord, HistoryRecord] | None:
-    """An earlier run with this very configuration, if its files are there and whole; folders may differ."""
+    """An earlier run with this very configuration, if its files are there and whole.
 
-    def without_folders(c: TrainConfig) -> TrainConfig:
-        return replace(c, data_dir=Path(), results_dir=Path(), checkpoint_dir=Path())
+    Folders may differ, and a device that was found (auto) is as good as one that was asked for by name.
+    """
+
+    def computed(c: TrainConfig, device: str) -> TrainConfig:
+        return replace(c, data_dir=Path(), results_dir=Path(), checkpoint_dir=Path(), device=device)
 
     try:
         run, history = load_run(config.run_dir, kind)
     except InputError:
         return None
-    same = without_folders(run.config) == without_folders(config) and run.world.processes == processes
-    return (run, history) if same and checkpoint_path(config, kind).exists() else None
+    device = choose_device(config.device, processes).type
+    same = computed(run.config, run.environment.device) == computed(config, device)
+    return (
+        (run, history) if same and run.world.processes == processes and checkpoint_path(config, kind).exists() else None
+    )

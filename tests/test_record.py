@@ -214,6 +214,7 @@ def test_a_finished_run_is_found_again_only_with_its_settings(tmp_path, config):
     found = finished_run(mine, "baseline", 1)
     assert found is not None
     assert (isinstance(found[0], RunRecord), isinstance(found[1], HistoryRecord)) == (True, True)
+    assert finished_run(replace(mine, device="auto"), "baseline", 1) is not None or torch.accelerator.is_available()
     assert finished_run(mine, "baseline", 2) is None
     assert finished_run(replace(mine, lr=1.0), "baseline", 1) is None
 
