@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -13,13 +12,12 @@ import torch
 import torchvision
 from IPython import get_ipython
 
-from ddp_workbook import run_cell
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.devices import available_cores, choose_device, describe_environment
 from ddp_workbook.errors import InputError
 from ddp_workbook.experiment import load_experiment
 from ddp_workbook.files import load_record, save_record
-from ddp_workbook.launch import torchrun
+from ddp_workbook.ranks import run_on_ranks
 from ddp_workbook.recipes import get_recipe
 from ddp_workbook.record import CourseChoice, HistoryRecord, NotebookTimes, RunRecord, load_run
 from ddp_workbook.scaling import HARDWARE
@@ -144,12 +142,9 @@ def is_of_this_machine(record: BenchmarkRecord, config: TrainConfig) -> bool:
 
 
 def _ranks(line: str, cell: str) -> None:
-    """%%ranks N: run the cell's code, on its own, on N processes that torchrun starts."""
+    """%%ranks N: run the cell's code, on its own, on N processes, each told its rank as torchrun tells it."""
     try:
         processes = int(line)
     except ValueError:
         raise InputError(f"%%ranks needs a number of processes, as in %%ranks 2; not {line!r}") from None
-    with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
-        script = Path(folder) / "cell.py"
-        script.write_text(cell, encoding="utf-8")
-        torchrun([str(script)], processes, Path(run_cell.__file__))
+    run_on_ranks(cell, processes)

@@ -10,11 +10,11 @@ LAYERS = [
     {"config", "files", "record", "timings"},
     {"devices", "recipes", "scaling", "communication"},
     {"datasets", "models", "distributed", "flags", "plots", "summary"},
-    {"loader", "checkpoint", "costmodel", "plots_speed", "report.diagrams", "run_cell"},
+    {"loader", "checkpoint", "costmodel", "plots_speed", "report.diagrams"},
     {"claims", "engine", "plots_cost"},
     {"prediction", "progress", "report.build", "report.costs", "results", "launch"},
     {"team"},
-    {"anatomy", "benchmark", "notebooks"},
+    {"anatomy", "benchmark", "notebooks", "ranks"},
     {"experiment", "survey"},
     {"course", "cli"},
 ]
