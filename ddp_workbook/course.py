@@ -18,7 +18,7 @@ from ddp_workbook.errors import InputError
 from ddp_workbook.experiment import load_experiment
 from ddp_workbook.files import load_record, save_record
 from ddp_workbook.ranks import run_on_ranks
-from ddp_workbook.recipes import get_recipe
+from ddp_workbook.recipes import get_recipe, serial_recipe
 from ddp_workbook.record import CourseChoice, HistoryRecord, NotebookTimes, RunRecord, load_run
 from ddp_workbook.scaling import HARDWARE
 from ddp_workbook.timings import BenchmarkRecord
@@ -30,10 +30,9 @@ _clock = {"started": 0.0, "notebook": "", "recipe": ""}
 
 def course_config(choice: CourseChoice) -> TrainConfig:
     """The baseline's configuration under the course's choice."""
-    recipe = get_recipe(choice.recipe)
+    recipe = serial_recipe(choice.recipe)
     return replace(
         recipe,
-        batch_size=recipe.lr_batch,  # the global batch of both runs, however many processes share it
         data_dir=Path(choice.data_dir),
         device=choice.device,
         epochs=recipe.epochs if choice.epochs is None else choice.epochs,
