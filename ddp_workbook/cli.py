@@ -54,6 +54,8 @@ class Bench:
     """Instead of steps: train this many whole epochs in each round, and test."""
     scaling: Literal["strong", "weak"] = "strong"
     """Strong: the recipe's global batch is shared out among the processes; weak: each process gets all of it."""
+    averaging: Literal["all-reduce", "shared-memory"] = "all-reduce"
+    """How the processes average gradients; shared-memory: on CPUs."""
     output_dir: Path = Path("results")
     """Gets a new folder experiment_<time>; or the folder of an unfinished experiment, to go on with it."""
     data_dir: Path = Path("data")
@@ -121,7 +123,7 @@ def bench(options: Bench) -> None:
 
     if options.steps is not None and options.epochs is not None:
         raise InputError("give either --steps or --epochs, not both")
-    config = replace(serial_recipe(options.recipe), data_dir=options.data_dir)
+    config = replace(serial_recipe(options.recipe), data_dir=options.data_dir, averaging=options.averaging)
     if options.epochs is not None:
         config = replace(config, epochs=options.epochs)
     steps = steps_per_round(config.model) if options.steps is None and options.epochs is None else options.steps

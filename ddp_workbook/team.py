@@ -54,7 +54,7 @@ class Job:
         self.amp = Arithmetic(device, choose_precision(config.precision, device))
         self.loader = TrainLoader(data, config, world, device)
         model = build_model(config, len(data.classes)).to(device, memory_format=torch.channels_last)
-        self.model = wrap_ddp(model, device, config.gradient_compression) if communicate and world.launched else model
+        self.model = wrap_ddp(model, device, config) if communicate and world.launched else model
         self.restart(config.seed)
 
     def restart(self, seed: int) -> None:

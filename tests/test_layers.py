@@ -8,7 +8,8 @@ from conftest import ROOT
 LAYERS = [
     {"errors"},
     {"config", "files", "record", "timings"},
-    {"devices", "recipes", "scaling", "communication"},
+    {"devices", "recipes", "scaling", "shared_memory"},
+    {"communication"},
     {"datasets", "models", "distributed", "flags", "plots", "summary"},
     {"loader", "checkpoint", "costmodel", "plots_speed", "report.diagrams"},
     {"claims", "engine", "plots_cost"},
