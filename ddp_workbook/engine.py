@@ -17,6 +17,7 @@ from ddp_workbook.config import TrainConfig
 from ddp_workbook.datasets import Dataset
 from ddp_workbook.devices import Arithmetic, synchronize
 from ddp_workbook.distributed import World, average_buffers, communication_since, gradient_sync, reduce_sum, unwrap
+from ddp_workbook.errors import diverged
 from ddp_workbook.loader import Batch, TrainLoader, evaluation_batches
 from ddp_workbook.record import Communication, EpochRecord
 from ddp_workbook.watch import Watch, add_communication
@@ -198,6 +199,8 @@ def fit(
         average_buffers(state.model)  # NEW: all ranks test the same model
         batches = evaluation_batches(test, loader.normalise, world)
         confusion, test_loss = evaluate(unwrap(state.model), batches, len(data.classes), state.amp)
+        if not math.isfinite(test_loss):  # the last step's doing; all ranks see the same
+            raise diverged(f"the test loss is no longer a number after epoch {state.epoch + 1}")
         state.epoch, state.partial = state.epoch + 1, PartialEpoch()
         state.history.append(
             EpochRecord(

@@ -19,8 +19,8 @@ from torch import Tensor
 from ddp_workbook.checkpoint import PartialEpoch, TrainingState, checkpoint_path, save_hashed
 from ddp_workbook.config import Keeping, TrainConfig
 from ddp_workbook.datasets import Dataset
-from ddp_workbook.distributed import World, from_main, gather_objects, unwrap
-from ddp_workbook.errors import InputError
+from ddp_workbook.distributed import World, communication_since, from_main, gather_objects, unwrap
+from ddp_workbook.errors import InputError, diverged
 from ddp_workbook.files import write_whole
 from ddp_workbook.record import Communication, EpochRecord, RunKind
 
@@ -119,7 +119,7 @@ class Keeper:
     def _write(self, path: Path, state: TrainingState, ranks: list[dict]) -> None:
         model, partial = unwrap(state.model), state.partial
         if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
-            raise InputError("training diverged: there are weights that are no numbers; use a smaller --lr or fp32")
+            raise diverged(f"weights are no longer numbers after step {partial.step} of epoch {state.epoch + 1}")
         content = {
             "config": _CONFIG.dump_python(self.config, mode="json"),
             "processes": self.world.size,
@@ -161,6 +161,7 @@ class Keeper:
         found = from_main(self._find)
         if found:
             path, content = found
+            settle_buckets(state, self.config)
             try:
                 restore(state, content, self.config, self.world)
             except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
@@ -184,10 +185,12 @@ class Keeper:
             return None
         if difference:
             raise InputError(f"{path} {difference}; leave out --resume to start afresh")
-        self.kept = saved_steps(self.folder)[::-1]
-        self.kept = self.kept[: self.kept.index(path) + 1]
-        position = f"step {content['step']} of epoch {content['epoch'] + 1}" if content["step"] else "its end"
-        _say(f"going on after {position if content['step'] else 'epoch ' + str(content['epoch'])}, from {path}")
+        saved = saved_steps(self.folder)
+        self.kept = saved[saved.index(path) :][::-1]
+        epoch, step = content["epoch"], content["step"]
+        _say(f"going on after {f'step {step} of epoch {epoch + 1}' if step else f'epoch {epoch}'}, from {path}")
+        if self.config.gradient_compression == "powersgd":
+            _say("powersgd's memory of what it left out is not in it: weights will not be those of an unbroken run")
         return found
 
     def _difference(self, content: dict) -> str | None:
@@ -210,6 +213,23 @@ class Keeper:
         if not same_size and content["step"]:
             return f"was written in the middle of an epoch, where only {processes} process(es) can go on with it"
         return None
+
+
+def settle_buckets(state: TrainingState, config: TrainConfig) -> None:
+    """One backward pass for nothing, before the state is restored.
+
+    DDP sorts its buckets anew after its first backward pass, by the order in which the gradients came. Three ranks and
+    more add up their values in an order that depends on a value's place in its bucket, and sums are rounded: a run that
+    goes on must not begin with unsorted buckets.
+    """
+    if unwrap(state.model) is not state.model:
+        images = torch.zeros(2, config.channels, config.image_size, config.image_size, device=state.amp.device)
+        state.model.train()
+        with state.amp.autocast():
+            loss = state.model(images.to(memory_format=torch.channels_last)).sum()
+        loss.backward()
+        state.optimizer.zero_grad(set_to_none=True)
+        communication_since(state.model)  # forget its traffic
 
 
 def restore(state: TrainingState, content: dict, config: TrainConfig, world: World) -> None:

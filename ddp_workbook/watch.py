@@ -13,7 +13,7 @@ from ddp_workbook.checkpoint import TrainingState
 from ddp_workbook.devices import synchronize
 from ddp_workbook.distributed import communication_since, reduce_max
 from ddp_workbook.endings import Stopped, StopRequest
-from ddp_workbook.errors import InputError
+from ddp_workbook.errors import diverged
 from ddp_workbook.record import Communication
 from ddp_workbook.resume import Keeper
 
@@ -69,10 +69,7 @@ class Watch:
         number, first, self.seconds, due = reduce_max(mine, state.amp.device)  # NEW: over all ranks
         self.losses.clear()
         if first > -math.inf:
-            raise InputError(
-                f"training diverged: the loss is no longer a number at step {-first:.0f} of epoch {state.epoch + 1}; "
-                "usual causes: too large a --lr, too short a --warmup, too coarse a --precision (fp32 is the finest)"
-            )
+            raise diverged(f"the loss is no longer a number at step {-first:.0f} of epoch {state.epoch + 1}")
         return Answer(int(number), bool(due))
 
     def _adapt(self, taken: int) -> None:
