@@ -76,11 +76,23 @@ def process_group(world: World, backend: str, device: torch.device) -> Iterator[
         bind_to_loopback()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(backend, device_id=device if backend == "nccl" else None)
+    store = _store_of_this_start(world) if world.restarts and world.size == world.local_size else {}
+    dist.init_process_group(backend, device_id=device if backend == "nccl" else None, **store)
     yield  # not in a try block: when a rank fails, waiting here for the others would hide its error
     gc.collect()
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _store_of_this_start(world: World) -> dict[str, object]:
+    """The store that torchrun serves, without what the ranks wrote there before they were restarted.
+
+    torchrun --standalone keeps one store over all restarts, and in it the addresses of ranks that are dead: who reads
+    one before the new rank has written its own cannot connect. (Machines count their restarts each for itself, so that
+    several cannot part their starts in this way.)
+    """
+    store, rank, size = next(dist.rendezvous("env://"))
+    return {"store": dist.PrefixStore(f"restart {world.restarts}", store), "rank": rank, "world_size": size}
 
 
 def reduce_sum(value: Tensor) -> Tensor:
