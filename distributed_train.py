@@ -36,6 +36,7 @@ from ddp_workbook.models import build_model
 from ddp_workbook.progress import describe_result, describe_run, make_reporters
 from ddp_workbook.results import check_writable, hold_folders, run_kind, save_run
 from ddp_workbook.resume import Keeper
+from ddp_workbook.shared_memory import require_shared_memory
 from ddp_workbook.watch import Watch
 
 
@@ -44,6 +45,8 @@ def run(config: TrainConfig, keeping: Keeping, world: World) -> None:
     # 1. The machine: each process takes its device and its share of the cores.
     device = choose_device(config.device, world.size, world.local_rank)
     backend = choose_backend(config.backend, device, world.local_size)  # NEW: what carries the gradients
+    if config.averaging == "shared-memory":
+        require_shared_memory(device, world.size, world.local_size)
     amp = Arithmetic(device, choose_precision(config.precision, device))
     set_threads(config, world.local_size)
     check_writable(config)
@@ -74,7 +77,7 @@ def train(
     torch.manual_seed(config.seed)
     model = build_model(config, len(data.classes)).to(amp.device, memory_format=torch.channels_last)
     if world.launched:
-        model = wrap_ddp(model, amp.device, config.gradient_compression)  # NEW: backward averages the gradients
+        model = wrap_ddp(model, amp.device, config)  # NEW: backward averages the gradients
 
     # 4. The optimizer: its learning rate follows the global batch, not the number of processes.
     optimizer = build_optimizer(model, config, processes=world.size)

@@ -32,6 +32,8 @@ from ddp_workbook.team import Member, Team
 from ddp_workbook.timings import Arrangement, BenchmarkRecord, Role
 
 WARM_UP_STEPS = 3
+SHORT_STEPS = 50  # a round of a small network: its steps take milliseconds, and the first after a pause takes longer
+LONG_STEPS = {"resnet50": 3}
 MOST_LOSSES = 200  # kept of each training
 
 
@@ -48,6 +50,11 @@ def probe(config: TrainConfig, device: torch.device, steps: int = 5) -> tuple[In
     training = _rates(lambda: train_step(model.train(), [batch], optimizer, amp, 0.0), batch_size, steps, device)
     evaluation = _rates(lambda: evaluate(model, [batch], 10, amp), batch_size, steps, device)
     return training, evaluation
+
+
+def steps_per_round(model: str) -> int:
+    """Enough optimizer steps for a part of a round to take about a second on a CPU."""
+    return LONG_STEPS.get(model, SHORT_STEPS)
 
 
 def _rates(step: Callable[[], object], images: int, steps: int, device: torch.device) -> Interval:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ddp_workbook.errors import InputError, exit_with
-from ddp_workbook.recipes import EMBEDDED, get_recipe
+from ddp_workbook.recipes import EMBEDDED, get_recipe, serial_recipe
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,13 @@ class Bench:
     repeats: int = 5
     """Rounds in which everything takes its turn, from fresh weights each time."""
     steps: int | None = None
-    """Optimizer steps of each arrangement in a round (default: 50, unless --epochs is given)."""
+    """Optimizer steps of each arrangement in a round (default: 50, of a ResNet-50 3, unless --epochs is given)."""
     epochs: int | None = None
     """Instead of steps: train this many whole epochs in each round, and test."""
     scaling: Literal["strong", "weak"] = "strong"
-    """Strong: the recipe's batch is shared out among the processes; weak: each process gets all of it."""
+    """Strong: the recipe's global batch is shared out among the processes; weak: each process gets all of it."""
+    averaging: Literal["all-reduce", "shared-memory"] = "all-reduce"
+    """How the processes average gradients; shared-memory: on CPUs."""
     output_dir: Path = Path("results")
     """Gets a new folder experiment_<time>; or the folder of an unfinished experiment, to go on with it."""
     data_dir: Path = Path("data")
@@ -116,16 +118,17 @@ def report(options: Report) -> None:
 
 def bench(options: Bench) -> None:
     """Raises InputError for options that cannot work; on Ctrl-C says how to go on."""
+    from ddp_workbook.benchmark import steps_per_round
     from ddp_workbook.experiment import describe, metrics, run_experiment
 
     if options.steps is not None and options.epochs is not None:
         raise InputError("give either --steps or --epochs, not both")
-    steps = 50 if options.steps is None and options.epochs is None else options.steps
-    if steps is not None and steps < 1:
-        raise InputError(f"--steps must be at least 1, not {steps}")
-    config = replace(get_recipe(options.recipe), data_dir=options.data_dir)
+    config = replace(serial_recipe(options.recipe), data_dir=options.data_dir, averaging=options.averaging)
     if options.epochs is not None:
         config = replace(config, epochs=options.epochs)
+    steps = steps_per_round(config.model) if options.steps is None and options.epochs is None else options.steps
+    if steps is not None and steps < 1:
+        raise InputError(f"--steps must be at least 1, not {steps}")
     found, folder = run_experiment(
         config, options.process_counts, options.repeats, steps, options.scaling, options.output_dir
     )

@@ -11,6 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 
+from ddp_workbook.config import TrainConfig
+from ddp_workbook.shared_memory import SharedMemoryAverage
+
 Hook = Callable[[object, dist.GradBucket], torch.futures.Future[Tensor]]
 Stamp = float | torch.cuda.Event
 
@@ -44,8 +47,11 @@ class Traffic:
         return sum(one.bytes for one in self.collectives)
 
 
-def compression_hook(name: str) -> tuple[object, Hook]:
-    """DDP's own hook for none, bf16, fp16 or powersgd, with the state that it wants."""
+def choose_hook(config: TrainConfig, numel: int) -> tuple[object, Hook]:
+    """The hook that the configuration asks for, with the state that it wants; `numel` parameters are averaged."""
+    if config.averaging == "shared-memory":
+        return None, SharedMemoryAverage(numel).hook
+    name = config.gradient_compression
     if name == "powersgd":
         state = powerSGD_hook.PowerSGDState(process_group=None, matrix_approximation_rank=2, start_powerSGD_iter=10)
         return state, powerSGD_hook.powerSGD_hook
@@ -63,8 +69,8 @@ class CommunicationMeter:
     On CUDA the stamps are events on the stream, read only when asked: nothing waits during training.
     """
 
-    def __init__(self, compression: str, device: torch.device) -> None:
-        self.state, self.inner = compression_hook(compression)
+    def __init__(self, config: TrainConfig, numel: int, device: torch.device) -> None:
+        self.state, self.inner = choose_hook(config, numel)
         self.on_cuda = device.type == "cuda"
         self._clear()
 

@@ -94,6 +94,8 @@ class TrainConfig:
     """Arithmetic of forward and backward; auto: bf16 where the hardware has it, else fp16 on CUDA, else fp32."""
     threads: int = 0
     """CPU threads per process; 0: cores divided by the processes on this machine."""
+    averaging: Literal["all-reduce", "shared-memory"] = "all-reduce"
+    """How DDP averages gradients: by the backend's all-reduce, or, on the CPUs of one machine, in shared memory."""
     gradient_compression: Literal["none", "bf16", "fp16", "powersgd"] = "none"
     """DDP communication hook that shrinks gradients before the all-reduce."""
     tensorboard: bool = False
@@ -116,6 +118,8 @@ class TrainConfig:
         self._require("step_gamma", 0 < self.step_gamma <= 1, "above 0 and at most 1")
         self._require("seed", 0 <= self.seed < 2**63, "from 0 to 2**63 - 1")
         self._require("threads", 0 <= self.threads <= 1024, "from 0 to 1024")
+        whole = self.averaging == "all-reduce" or self.gradient_compression == "none"
+        self._require("gradient_compression", whole, "none with --averaging shared-memory")
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -13,14 +12,13 @@ import torch
 import torchvision
 from IPython import get_ipython
 
-from ddp_workbook import run_cell
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.devices import available_cores, choose_device, describe_environment
 from ddp_workbook.errors import InputError
 from ddp_workbook.experiment import load_experiment
 from ddp_workbook.files import load_record, save_record
-from ddp_workbook.launch import torchrun
-from ddp_workbook.recipes import get_recipe
+from ddp_workbook.ranks import run_on_ranks
+from ddp_workbook.recipes import get_recipe, serial_recipe
 from ddp_workbook.record import CourseChoice, HistoryRecord, NotebookTimes, RunRecord, load_run
 from ddp_workbook.scaling import HARDWARE
 from ddp_workbook.timings import BenchmarkRecord
@@ -32,10 +30,9 @@ _clock = {"started": 0.0, "notebook": "", "recipe": ""}
 
 def course_config(choice: CourseChoice) -> TrainConfig:
     """The baseline's configuration under the course's choice."""
-    recipe = get_recipe(choice.recipe)
+    recipe = serial_recipe(choice.recipe)
     return replace(
         recipe,
-        batch_size=recipe.lr_batch,  # the global batch of both runs, however many processes share it
         data_dir=Path(choice.data_dir),
         device=choice.device,
         epochs=recipe.epochs if choice.epochs is None else choice.epochs,
@@ -144,12 +141,9 @@ def is_of_this_machine(record: BenchmarkRecord, config: TrainConfig) -> bool:
 
 
 def _ranks(line: str, cell: str) -> None:
-    """%%ranks N: run the cell's code, on its own, on N processes that torchrun starts."""
+    """%%ranks N: run the cell's code, on its own, on N processes, each told its rank as torchrun tells it."""
     try:
         processes = int(line)
     except ValueError:
         raise InputError(f"%%ranks needs a number of processes, as in %%ranks 2; not {line!r}") from None
-    with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
-        script = Path(folder) / "cell.py"
-        script.write_text(cell, encoding="utf-8")
-        torchrun([str(script)], processes, Path(run_cell.__file__))
+    run_on_ranks(cell, processes)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_workbook.communication import CommunicationMeter
+from ddp_workbook.config import TrainConfig
 from ddp_workbook.errors import InputError
 from ddp_workbook.record import Communication
 
@@ -159,8 +160,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def wrap_ddp(model: nn.Module, device: torch.device, compression: str) -> DistributedDataParallel:
-    """DDP around the model: averages gradients during backward, optionally in a smaller format.
+def wrap_ddp(model: nn.Module, device: torch.device, config: TrainConfig) -> DistributedDataParallel:
+    """DDP around the model: averages gradients during backward, in the way that the configuration asks for.
 
     Buffers are left alone here; average_buffers() joins them when they are needed.
     """
@@ -172,7 +173,7 @@ def wrap_ddp(model: nn.Module, device: torch.device, compression: str) -> Distri
         **no_broadcast,  # the parameter was renamed in torch 2.13
         gradient_as_bucket_view=True,  # after the all-reduce gradients stay in the buckets: no copy back
     )
-    ddp.meter = CommunicationMeter(compression, device)
+    ddp.meter = CommunicationMeter(config, sum(p.numel() for p in model.parameters()), device)
     ddp.register_comm_hook(None, ddp.meter.hook)
     return ddp
 

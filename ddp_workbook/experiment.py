@@ -15,6 +15,7 @@ from ddp_workbook.errors import InputError
 from ddp_workbook.files import load_record, save_record
 from ddp_workbook.results import require_writable
 from ddp_workbook.scaling import HARDWARE, Interval, bound_shares, median_interval, speedup_table, spread_words
+from ddp_workbook.shared_memory import require_shared_memory
 from ddp_workbook.summary import speedup_summaries
 from ddp_workbook.timings import Arrangement, BenchmarkRecord, Estimate, PerformanceMetrics, ProcessCountMetrics
 
@@ -40,7 +41,10 @@ def run_experiment(
     if not counts:
         raise InputError("--process-counts needs at least one number, as in --process-counts 2 4 8")
     require_rounds(rounds)
-    config = replace(config, device=choose_device(config.device, max(counts)).type)  # one kind for all arrangements
+    device = choose_device(config.device, max(counts))
+    config = replace(config, device=device.type)  # one kind for all arrangements
+    if config.averaging == "shared-memory":
+        require_shared_memory(device, max(counts), max(counts))
     fresh = empty_record(config, arrangements(config, counts, scaling), steps, scaling)
     folder, earlier = output_dir, None
     if (output_dir / SERIAL).exists():

@@ -36,6 +36,12 @@ _ALL = (
 RECIPES: dict[str, TrainConfig] = {config.recipe: config for config in _ALL}
 
 
+def serial_recipe(name: str) -> TrainConfig:
+    """The recipe for one process that takes the whole global batch that the learning rate belongs to."""
+    recipe = get_recipe(name)
+    return replace(recipe, batch_size=recipe.lr_batch)
+
+
 def get_recipe(name: str) -> TrainConfig:
     """The recipe's configuration. Raises InputError for a name that is not in RECIPES."""
     if name not in RECIPES:

@@ -20,13 +20,18 @@ Share = Annotated[float, Field(ge=0, le=1)]
 RunKind = Literal["baseline", "distributed"]
 
 
+# Fields that configurations did not always have, with what every run did before there was a choice.
+ADDED_LATER = {"averaging": "all-reduce"}
+
+
 def _whole(config: object) -> object:
     """A default in place of a missing field could say what a run never did."""
-    names = [field.name for field in fields(TrainConfig)]
-    missing = [name for name in names if name not in config] if isinstance(config, dict) else []
+    if not isinstance(config, dict):
+        return config
+    missing = [field.name for field in fields(TrainConfig) if field.name not in config.keys() | ADDED_LATER]
     if missing:
         raise ValueError(f"{', '.join(missing)} is missing: the file is of an older version")
-    return config
+    return ADDED_LATER | config
 
 
 RecordedConfig = Annotated[TrainConfig, BeforeValidator(_whole)]

@@ -20,7 +20,7 @@ SAMPLES_NEEDED = 6  # 1 - 2 / 2**6 = 97 %; five would give 94 %
 # must: it is the global batch that has to be the same.
 FREE_FIELDS = {
     "data_dir", "results_dir", "checkpoint_dir", "batch_size", "accumulate", "device", "backend", "precision",
-    "threads", "gradient_compression", "tensorboard",
+    "threads", "averaging", "gradient_compression", "tensorboard",
 }  # fmt: skip
 HARDWARE = ("cpu", "cores", "memory_bytes", "device", "accelerator", "accelerator_count", "os", "torch")
 

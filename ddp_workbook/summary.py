@@ -120,18 +120,20 @@ def readme_table(reference: Path) -> str:
         "",
         f"Measured on {machine.accelerator or machine.cpu}, {machine.cores} cores, "
         f"{machine.memory_bytes / 2**30:.0f} GiB, torch {machine.torch}, at commit {machine.git_commit}. "
-        f"The speedup compares short runs that took turns ({benchmark.rounds} rounds); the two trainings happened one "
-        f"after the other, each as its own command.",
+        f"The speedup compares short runs that took turns ({benchmark.rounds} rounds of {benchmark.steps} steps, at "
+        f"commit {benchmark.environment.git_commit}); the two trainings happened one after the other, each as its own "
+        f"command.",
     ]
     return "\n".join([*lines, "", *courseworks_table(reference)])
 
 
 def courseworks_table(reference: Path) -> list[str]:
-    """The MNIST recipes' accuracies and experiments, a row for each that has a reference."""
+    """The MNIST recipes' accuracies and experiments, a row for each that has a reference, and how they were timed."""
     lines = [
         "| recipe | accuracy, serial | accuracy, 2 processes | speedup over one process on all cores (95 % interval) |",
         "|---|---|---|---|",
     ]
+    timed = []
     for recipe in ("mlp-mnist", "cnn-mnist"):
         folder = reference / recipe
         if not (folder / "experiment" / "performance_metrics.json").exists():
@@ -145,7 +147,10 @@ def courseworks_table(reference: Path) -> list[str]:
             speedups.append(f"{row.processes}: {found.speedup:.2f} [{found.low:.2f}, {found.high:.2f}]{crowded}")
         accuracies = [f"{run.test_accuracy:.2%}" for run in (baseline, distributed)]
         lines.append(f"| `{recipe}` | {' | '.join(accuracies)} | {'; '.join(speedups)} |")
-    return lines if len(lines) > 2 else []
+        timed.append(
+            f"`{recipe}` in {metrics.rounds} rounds of {metrics.steps} steps at {metrics.environment.git_commit}"
+        )
+    return [*lines, "", f"Speedups timed: {'; '.join(timed)}."] if timed else []
 
 
 def insert_table(readme: str, table: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,20 @@ from ddp_workbook.loader import Batch, TrainLoader
 from ddp_workbook.models import build_model
 
 SECONDS_TO_STOP = 20
+IMPORTED_LATER = ["torch._dynamo", "sklearn.datasets"]  # by an optimizer's first step, and for the digits
+
+
+def process_context() -> BaseContext:
+    """How to start processes: forks of a server that has imported torch once, or fresh interpreters on Windows.
+
+    A rank that imports torch for itself needs seconds. A fork of this process would take over its threads' locks and
+    its GPU; the server has neither, only the imported modules.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, *IMPORTED_LATER])
+    return context
 
 
 class Job:
@@ -39,7 +54,7 @@ class Job:
         self.amp = Arithmetic(device, choose_precision(config.precision, device))
         self.loader = TrainLoader(data, config, world, device)
         model = build_model(config, len(data.classes)).to(device, memory_format=torch.channels_last)
-        self.model = wrap_ddp(model, device, config.gradient_compression) if communicate and world.launched else model
+        self.model = wrap_ddp(model, device, config) if communicate and world.launched else model
         self.restart(config.seed)
 
     def restart(self, seed: int) -> None:
@@ -106,7 +121,7 @@ class Team:
     def __init__(self, name: str, config: TrainConfig, processes: int, threads: int) -> None:
         self.name, self.processes, self.threads = name, processes, threads
         self.folder = tempfile.TemporaryDirectory(prefix="team-")
-        context = multiprocessing.get_context("spawn")
+        context = process_context()
         self.pipes: list[Connection] = []
         self.workers = []
         for rank in range(processes):

@@ -19,6 +19,7 @@ from ddp_workbook.config import TrainConfig
 from ddp_workbook.datasets import Dataset, ImageSet
 from ddp_workbook.recipes import RECIPES
 from ddp_workbook.record import DatasetInfo, Environment, EpochRecord, HistoryRecord, RunRecord, WorldInfo
+from ddp_workbook.team import process_context
 from ddp_workbook.timings import (
     AllReduceTimes,
     AnatomyRecord,
@@ -81,7 +82,7 @@ def config(tmp_path: Path) -> TrainConfig:
 
 def run_on_ranks(function: Callable, ranks: int, *args: object) -> list:
     """function(rank, *args) on `ranks` Gloo processes; their results in rank order. A rank's error fails the test."""
-    context = multiprocessing.get_context("spawn")
+    context = process_context()
     with tempfile.TemporaryDirectory() as folder:
         queue = context.Queue()
         workers = [

@@ -11,6 +11,7 @@ from torch import nn
 
 from ddp_workbook import distributed
 from ddp_workbook.anatomy import time_steps
+from ddp_workbook.config import TrainConfig
 from ddp_workbook.devices import Arithmetic
 
 CPU = torch.device("cpu")
@@ -59,7 +60,7 @@ def anatomies(rank, cases):
     found = []
     for pause, delays in cases:
         torch.manual_seed(0)
-        model = distributed.wrap_ddp(TwoBuckets(pause), CPU, "none")
+        model = distributed.wrap_ddp(TwoBuckets(pause), CPU, TrainConfig())
         model.meter.inner = delayed(delays)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         batch = torch.randn(4, 8), torch.randint(600, (4,))

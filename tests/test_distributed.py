@@ -63,7 +63,7 @@ def ddp_facts(rank, ranks):
     images = Normaliser(data, CPU)(data.train.images[:32])
     labels = data.train.labels[:32]
 
-    serial, ddp = plain_model(), wrap_ddp(plain_model(seed=rank), CPU, "none")
+    serial, ddp = plain_model(), wrap_ddp(plain_model(seed=rank), CPU, config)
     facts["broadcast"] = all(torch.equal(a, b) for a, b in zip(serial.parameters(), ddp.parameters(), strict=True))
     mine = [
         (images[rank : 16 + rank : 2], labels[rank : 16 + rank : 2]),
@@ -77,7 +77,7 @@ def ddp_facts(rank, ranks):
 
     facts["compression"] = {}
     for name in ("none", "bf16", "fp16", "powersgd"):
-        squeezed = wrap_ddp(plain_model(), CPU, name)
+        squeezed = wrap_ddp(plain_model(), CPU, replace(config, gradient_compression=name))
         nn.functional.cross_entropy(squeezed(mine[0][0]), mine[0][1]).backward()
         exact = plain_model()
         nn.functional.cross_entropy(exact(images[:16]), labels[:16]).backward()
@@ -90,7 +90,7 @@ def ddp_facts(rank, ranks):
     facts["buffers"] = norm[0].running_mean.tolist()
 
     loader = TrainLoader(data, config, world, CPU)
-    model = wrap_ddp(plain_model(), CPU, "none")
+    model = wrap_ddp(plain_model(), CPU, config)
     frozen = replace(config, lr=1e-12)
     optimizer = build_optimizer(model, frozen, 2)
     schedule = build_schedule(optimizer, frozen, loader.steps)

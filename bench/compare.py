@@ -1,0 +1,182 @@
+"""The same work by this workbook and by what people use instead, side by side.
+
+    python bench/compare.py [--jobs mlp cnn resnet50] [--processes 1 2] [--rounds 5]
+
+Every measurement is a fresh start of a contestant (bench/contestants/), which trains two epochs and reports the second.
+Contestants take turns. Before the first round the tutorial way tries 0, 1 and 2 workers in its DataLoader; the fastest
+number holds for all that have the same DataLoader. Writes compare_<job>_<processes>p.json for each job, whole or not at
+all, and from all that are there compare.csv and compare.png, into results/reference/bench.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import tyro
+
+from ddp_workbook.devices import available_cores, choose_device, describe_environment
+from ddp_workbook.files import save_text
+from ddp_workbook.plots import BLUE, GREY, new_figure, save_png
+from ddp_workbook.scaling import median_interval, spread_words
+
+HERE = Path(__file__).resolve().parent
+OUT = HERE.parent / "results" / "reference" / "bench"
+WORKERS = (0, 1, 2)
+FIGURES = {
+    "images_per_second": ("training (images/s)", 1, ".0f"),
+    "epoch_seconds": ("epoch with evaluation (s)", 1, ".2f"),
+    "first_step_seconds": ("start to first step (s)", 1, ".1f"),
+    "peak_memory_bytes": ("peak memory (MiB)", 2**-20, ".0f"),
+}
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A script, and in which precision it computes."""
+
+    name: str
+    script: str
+    precision: str
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}, {self.precision}"
+
+
+def contestants(job: str) -> list[Contestant]:
+    """All in fp32; where our recipe would choose bf16, those that offer it in bf16 too."""
+    names = {
+        "workbook": "ours.py",
+        "tutorial": "tutorial.py",
+        "Lightning": "lightning_way.py",
+        "Accelerate": "accelerate_way.py",
+    }
+    found = [Contestant(name, script, "fp32") for name, script in names.items()]
+    if job == "resnet50":
+        found += [Contestant(name, script, "bf16") for name, script in names.items() if name != "tutorial"]
+    return found
+
+
+@dataclass(frozen=True)
+class Options:
+    jobs: tuple[str, ...] = ("mlp", "cnn", "resnet50")
+    processes: tuple[int, ...] = (1, 2)
+    rounds: int = 5
+    data_dir: Path = Path("data")
+
+
+BATCH = {"mlp": 32, "cnn": 64, "resnet50": 128}
+
+
+def launch(contestant: Contestant, job: str, processes: int, workers: int, data_dir: Path) -> dict[str, float]:
+    """One measurement; the contestant's own line of JSON."""
+    script = [str(HERE / "contestants" / contestant.script)]
+    flags = ["--job", job, "--batch-size", str(BATCH[job]), "--workers", str(workers)]
+    flags += ["--precision", contestant.precision, "--data-dir", str(data_dir)]
+    if processes > 1:
+        script = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *script]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(max(1, available_cores() // processes)),
+        "GLOO_SOCKET_IFNAME": "lo",
+        "COMPARE_LAUNCHED": str(time.time()),
+    }
+    ended = subprocess.run(
+        [sys.executable, *script, *flags], capture_output=True, text=True, env=environment, check=False
+    )
+    lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]
+    if ended.returncode or not lines:
+        raise SystemExit(f"{contestant.title} on {job} failed:\n{ended.stderr[-3000:]}")
+    return json.loads(lines[-1])
+
+
+def compare(job: str, processes: int, options: Options) -> pd.DataFrame:
+    """A row for every contestant and round."""
+    field = contestants(job)
+    tutorial = next(one for one in field if one.script == "tutorial.py")
+    seconds = {n: launch(tutorial, job, processes, n, options.data_dir)["epoch_seconds"] for n in WORKERS}
+    best = min(seconds, key=seconds.get)
+    print(f"{job}, {processes} process(es): seconds of an epoch by number of workers {seconds}", flush=True)
+    rows = []
+    for number in range(options.rounds):
+        turn = number % len(field)
+        for one in [*field[turn:], *field[:turn]]:
+            workers = 0 if one.script == "ours.py" else best
+            found = launch(one, job, processes, workers, options.data_dir)
+            place = {"job": job, "processes": processes, "round": number, "contestant": one.title, "workers": workers}
+            rows.append(place | found)
+            print(f"round {number + 1}: {one.title:<18} {found['images_per_second']:8.0f} images/s", flush=True)
+    return pd.DataFrame(rows)
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Medians with their intervals, and the workbook's rate over each: the median of the ratios of each round."""
+    table = []
+    for (job, processes), part in rows.groupby(["job", "processes"], sort=False):
+        rates = part.pivot(index="round", columns="contestant", values="images_per_second")
+        for name in part["contestant"].unique():
+            mine = part[part["contestant"] == name]
+            row = {"job": job, "processes": processes, "contestant": name, "workers": int(mine["workers"].iloc[0])}
+            for figure, (title, scale, spec) in FIGURES.items():
+                row[title] = format(median_interval(scale * mine[figure]), spec)
+            for precision in ("fp32", "bf16"):
+                ours = f"workbook, {precision}"
+                if ours in rates and not name.startswith("workbook"):
+                    row[f"{ours}, over it"] = format(median_interval(rates[ours] / rates[name]), ".2f")
+            table.append(row)
+    return pd.DataFrame(table).fillna("")
+
+
+def picture(rows: pd.DataFrame):
+    """Rates of all contestants, one panel for each job and number of processes."""
+    panels = list(rows.groupby(["job", "processes"], sort=False))
+    figure, axes = new_figure(1, len(panels), 4.2 * len(panels), 3.4)
+    for ax, ((job, processes), part) in zip(axes[0], panels, strict=True):
+        names = list(part["contestant"].unique())
+        for place, name in enumerate(names):
+            rates = part.loc[part["contestant"] == name, "images_per_second"]
+            found = median_interval(rates)
+            ax.barh(place, found.value, color=BLUE if name.startswith("workbook") else GREY, alpha=0.8)
+            reach = [[found.value - found.low], [found.high - found.value]]
+            ax.errorbar(found.value, place, xerr=reach, color="black", capsize=3)
+        ax.set(yticks=range(len(names)), yticklabels=names, xlabel="training, images/s")
+        ax.set_title(f"{job}, {processes} process" + "es" * (processes > 1), fontsize=10)
+        ax.invert_yaxis()
+    rounds = int(rows.groupby(["job", "processes"])["round"].nunique().min())
+    figure.suptitle(f"Median and {spread_words(rounds)} of runs that took turns", fontsize=10)
+    return figure
+
+
+def main(options: Options) -> None:
+    for job in options.jobs:
+        for processes in options.processes:
+            rows = compare(job, processes, options)
+            content = {"facts": facts(options), "rows": rows.to_dict("records")}
+            save_text(json.dumps(content, indent=1) + "\n", OUT / f"compare_{job}_{processes}p.json")
+    found = [json.loads(path.read_text()) for path in sorted(OUT.glob("compare_*.json"))]
+    rows = pd.concat([pd.DataFrame(one["rows"]) for one in found], ignore_index=True)
+    table = summary(rows)
+    save_text(table.to_csv(index=False), OUT / "compare.csv")
+    save_png(picture(rows), OUT / "compare.png")
+    print(f"\n{table.to_string(index=False)}\n", *dict.fromkeys(one["facts"] for one in found), sep="\n")
+
+
+def facts(options: Options) -> str:
+    """Hardware, versions, commit, rounds."""
+    machine = describe_environment(choose_device("cpu"))
+    used = [f"{name} {version(name)}" for name in ("torch", "torchvision", "lightning", "accelerate")]
+    return (
+        f"{machine.cpu}, {machine.cores} cores, {', '.join(used)}, commit {machine.git_commit}; "
+        f"{options.rounds} rounds, median and {spread_words(options.rounds)}"
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
