@@ -17,7 +17,7 @@ from ddp_workbook.endings import Stopped
 from ddp_workbook.loader import TrainLoader
 from ddp_workbook.record import load_run
 from ddp_workbook.results import check_writable, run_kind
-from ddp_workbook.resume import Keeper
+from ddp_workbook.resume import Keeper, resume_dir, saved_steps
 
 CPU = torch.device("cpu")
 ALONE = World()
@@ -103,3 +103,17 @@ def stop_early(path):
     config = in_folder(SMALL, path)
     assert not train(config, make_data(), stop_at=8, checkpoint_every=4)
     return config
+
+
+def both_ways(rank, ranks, path):
+    """Of each run on these ranks: where a signal to the last rank stopped it, and whether it then ended the same."""
+    watch.SECONDS_BETWEEN, distributed_train.build_model = 0, build_small
+    world, data, found = World(rank, ranks, rank, ranks, launched=True), make_data(), {}
+    for name, stop_at in zip(RUNS, (4, 3, 2), strict=True):
+        plain, broken = (in_folder(RUNS[name], path / name / kind) for kind in ("plain", "broken"))
+        assert train(plain, data, world)
+        assert not train(broken, data, world, stop_at=stop_at if rank == ranks - 1 else 0)
+        where = saved_steps(resume_dir(broken, "distributed"))[0].stem
+        assert train(broken, data, world, resume=True)
+        found[name] = where, same(outcome(plain, world), outcome(broken, world))
+    return found

@@ -11,7 +11,7 @@ from interrupting import (
     RUNS,
     SMALL,
     be_small_and_attentive,
-    build_small,
+    both_ways,
     in_folder,
     outcome,
     same,
@@ -19,8 +19,7 @@ from interrupting import (
     train,
 )
 
-import distributed_train
-from ddp_workbook import devices, watch
+from ddp_workbook import devices
 from ddp_workbook.config import Keeping
 from ddp_workbook.distributed import World
 from ddp_workbook.errors import InputError
@@ -52,20 +51,6 @@ def test_a_serial_run_goes_on_exactly(name, stop_at, tmp_path, capsys):
     expected = f"going on after step {step} of epoch {epoch + 1}," if step else f"going on after epoch {epoch},"
     assert expected in capsys.readouterr().out
     assert not resume_dir(broken, "baseline").exists()
-
-
-def both_ways(rank, ranks, path):
-    """Of each run on these ranks: where a signal to the last rank stopped it, and whether it then ended the same."""
-    watch.SECONDS_BETWEEN, distributed_train.build_model = 0, build_small
-    world, data, found = World(rank, ranks, rank, ranks, launched=True), make_data(), {}
-    for name, stop_at in zip(RUNS, (4, 3, 2), strict=True):
-        plain, broken = (in_folder(RUNS[name], path / name / kind) for kind in ("plain", "broken"))
-        assert train(plain, data, world)
-        assert not train(broken, data, world, stop_at=stop_at if rank == ranks - 1 else 0)
-        where = saved_steps(resume_dir(broken, "distributed"))[0].stem
-        assert train(broken, data, world, resume=True)
-        found[name] = where, same(outcome(plain, world), outcome(broken, world))
-    return found
 
 
 def test_a_distributed_run_goes_on_exactly(tmp_path):
