@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: run test bench notebooks clean
+.PHONY: run test test-faults bench notebooks clean
 
 run: $(READY)
 	$(BIN)/ddp-workbook run --recipe $(RECIPE) --data-dir $(DATA)
@@ -17,6 +17,10 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest
+
+# Runs that are killed, stopped, cut off and starved of disk, many times over: most of an hour. FAULT_TRIES=5 for a few.
+test-faults: $(READY)
+	$(BIN)/pytest -s tests/faults
 
 # Timings of the training loop against the bare step; alone on the machine, please.
 bench: $(READY)

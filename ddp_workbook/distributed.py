@@ -6,9 +6,10 @@ import gc
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,6 +34,8 @@ class World:
     local_size: int = 1
     launched: bool = False
     """torchrun started this process, so there is a process group to join."""
+    restarts: int = 0
+    """How often torchrun has started the ranks anew, after one of them had died."""
 
     @property
     def is_main(self) -> bool:
@@ -46,7 +49,8 @@ def read_world() -> World:
         return World()
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     try:
-        return World(*(int(os.environ[name]) for name in names), launched=True)
+        restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+        return World(*(int(os.environ[name]) for name in names), launched=True, restarts=restarts)
     except (KeyError, ValueError) as error:
         raise InputError(f"{', '.join(names)} must all be whole numbers ({error}); start with torchrun") from None
 
@@ -73,11 +77,23 @@ def process_group(world: World, backend: str, device: torch.device) -> Iterator[
         bind_to_loopback()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(backend, device_id=device if backend == "nccl" else None)
+    store = _store_of_this_start(world) if world.restarts and world.size == world.local_size else {}
+    dist.init_process_group(backend, device_id=device if backend == "nccl" else None, **store)
     yield  # not in a try block: when a rank fails, waiting here for the others would hide its error
     gc.collect()
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _store_of_this_start(world: World) -> dict[str, object]:
+    """The store that torchrun serves, without what the ranks wrote there before they were restarted.
+
+    torchrun --standalone keeps one store over all restarts, and in it the addresses of ranks that are dead: who reads
+    one before the new rank has written its own cannot connect. (Machines count their restarts each for itself, so that
+    several cannot part their starts in this way.)
+    """
+    store, rank, size = next(dist.rendezvous("env://"))
+    return {"store": dist.PrefixStore(f"restart {world.restarts}", store), "rank": rank, "world_size": size}
 
 
 def reduce_sum(value: Tensor) -> Tensor:
@@ -94,6 +110,49 @@ def gather_objects(value: object) -> list:
     values: list = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def reduce_max(values: list[float], device: torch.device) -> list[float]:
+    """The largest of each over all ranks, on every rank. Alone: the values themselves."""
+    if not dist.is_initialized():
+        return values
+    joined = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(joined, dist.ReduceOp.MAX)
+    return joined.tolist()
+
+
+def from_main(function: Callable[[], Any]) -> Any:
+    """What the function gives on rank 0, on every rank. An InputError there is raised on all: nobody waits for it."""
+    if not dist.is_initialized():
+        return function()
+    box: list = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            box[0] = function()
+        except InputError as error:
+            box[1] = str(error)
+    dist.broadcast_object_list(box)
+    if box[1] is not None:
+        raise InputError(box[1])
+    return box[0]
+
+
+def leave_group(together: bool) -> None:
+    """Leave the process group after an error. `together`: all ranks do, so that they can wait for each other.
+
+    What holds a DDP model, such as the error's traceback, must be gone before: see process_group.
+    """
+    gc.collect()
+    if dist.is_initialized():
+        if together:
+            dist.barrier()
+        dist.destroy_process_group()
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether this error says only that another rank has gone, which has told its own error."""
+    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
