@@ -24,7 +24,7 @@ from ddp_workbook.checkpoint import TrainingState
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.datasets import Dataset, load_dataset
 from ddp_workbook.devices import Arithmetic, choose_backend, choose_device, choose_precision, set_threads
-from ddp_workbook.distributed import World, process_group, read_world, wrap_ddp
+from ddp_workbook.distributed import LostContact, World, process_group, read_world, wrap_ddp
 from ddp_workbook.engine import Reporter, build_optimizer, build_schedule, fit
 from ddp_workbook.errors import InputError, exit_with
 from ddp_workbook.flags import parse_flags
@@ -96,4 +96,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except LostContact as error:  # NEW: another rank is gone; a traceback through the step would not say why
+        sys.exit(f"distributed_train.py: {error}")

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -18,8 +19,16 @@ from torch.nn.parallel import DistributedDataParallel
 from ddp_workbook.communication import CommunicationMeter
 from ddp_workbook.errors import InputError
 from ddp_workbook.record import Communication
+from ddp_workbook.rendezvous import ADDRESS, serve_store
 
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}  # Gloo wants the interface's name; Windows has none that it takes
+
+DEFAULT_TIMEOUT = 600  # seconds
+LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
+
+
+class LostContact(RuntimeError):
+    """Another rank can no longer be reached; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,14 @@ def read_world() -> World:
         raise InputError(f"{', '.join(names)} must all be whole numbers ({error}); start with torchrun") from None
 
 
+def read_timeout() -> timedelta:
+    """How long a rank waits for another before it gives up: DDP_TIMEOUT in seconds, on every machine the same."""
+    text = os.environ.get("DDP_TIMEOUT", str(DEFAULT_TIMEOUT))
+    if not text.isascii() or not text.isdigit() or not 1 <= len(text) <= 5 or int(text) == 0:
+        raise InputError(f"DDP_TIMEOUT must be whole seconds from 1 to 99999, not {text!r}")
+    return timedelta(seconds=int(text))
+
+
 def bind_to_loopback() -> None:
     """Let Gloo use the loopback interface: no port open to the network, no lookup of this machine's name."""
     if sys.platform in LOOPBACK:
@@ -60,6 +77,8 @@ def bind_to_loopback() -> None:
 def process_group(world: World, backend: str, device: torch.device) -> Iterator[None]:
     """Join the ranks for the length of the block; on one machine nothing leaves the loopback interface.
 
+    Raises LostContact when a rank does not answer within read_timeout(), because it ended or the network is gone.
+
     Leave nothing that holds the group (a DDP model, say) alive after the block: Gloo's threads are joined when the
     last reference goes. If that is during the interpreter's own shutdown, a thread that still has a finished
     collective to release wants the interpreter's lock, Python ends it with pthread_exit, and C++ aborts the process
@@ -68,15 +87,44 @@ def process_group(world: World, backend: str, device: torch.device) -> Iterator[
     if not world.launched:
         yield
         return
-    if world.size == world.local_size:
+    timeout = read_timeout()
+    one_machine = world.size == world.local_size
+    if one_machine:
         bind_to_loopback()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(backend, device_id=device if backend == "nccl" else None)
-    yield  # not in a try block: when a rank fails, waiting here for the others would hide its error
-    gc.collect()
-    dist.barrier()
+    with _tell_lost_contact(world, timeout):
+        store = _own_store(world, timeout) if one_machine else {}
+        dist.init_process_group(backend, timeout=timeout, device_id=device if backend == "nccl" else None, **store)
+        yield  # nothing waits for the others when this rank fails: that would hide its error
+        gc.collect()
+        dist.barrier()
     dist.destroy_process_group()
+
+
+def _own_store(world: World, timeout: timedelta) -> dict[str, object]:
+    """Where the ranks meet when torchrun does not serve a store: rank 0 would open one on all interfaces."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return {}
+    port = os.environ.get("MASTER_PORT", "")
+    if not port.isdigit() or not 0 < int(port) < 2**16:
+        raise InputError(f"MASTER_PORT must be a port's number, not {port!r}; start with torchrun")
+    store = serve_store(int(port), timeout) if world.is_main else dist.TCPStore(ADDRESS, int(port), timeout=timeout)
+    return {"store": store, "rank": world.rank, "world_size": world.size}
+
+
+@contextmanager
+def _tell_lost_contact(world: World, timeout: timedelta) -> Iterator[None]:
+    """Turn what Gloo, NCCL and the stores say of a rank that is gone into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not any(sign in str(error) for sign in LOST):
+            raise
+        raise LostContact(
+            f"rank {world.rank} of {world.size} lost contact with another rank, which ended (its own error comes "
+            f"first) or could not be reached for DDP_TIMEOUT={timeout.seconds} s; see to it and start again"
+        ) from None
 
 
 def reduce_sum(value: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from conftest import ROOT
 LAYERS = [
     {"errors"},
     {"config", "files", "record", "timings"},
-    {"devices", "recipes", "scaling", "communication"},
+    {"devices", "recipes", "rendezvous", "scaling", "communication"},
     {"datasets", "models", "distributed", "flags", "plots", "summary"},
     {"loader", "checkpoint", "costmodel", "plots_speed", "report.diagrams", "run_cell"},
     {"claims", "engine", "plots_cost"},
