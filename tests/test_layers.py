@@ -14,7 +14,7 @@ LAYERS = [
     {"claims", "engine", "plots_cost"},
     {"prediction", "progress", "report.build", "report.costs", "results", "launch"},
     {"team"},
-    {"anatomy", "benchmark", "notebooks"},
+    {"anatomy", "benchmark", "doctor", "notebooks"},
     {"experiment", "survey"},
     {"course", "cli"},
 ]
