@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import inspect
 import os
+import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -73,6 +75,18 @@ def bind_to_loopback() -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[sys.platform])
 
 
+def bind_to_network() -> None:
+    """Let Gloo use the interface that leads to rank 0. By itself it takes the one of this machine's own name, which
+    many systems resolve to loopback, where no other machine finds it.
+    """
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((os.environ["MASTER_ADDR"], 9))  # sends nothing: it only chooses a route
+        own = probe.getsockname()[0]
+        for name, addresses in psutil.net_if_addrs().items():
+            if own in [one.address for one in addresses]:
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
 @contextmanager
 def process_group(world: World, backend: str, device: torch.device) -> Iterator[None]:
     """Join the ranks for the length of the block; on one machine nothing leaves the loopback interface.
@@ -89,8 +103,7 @@ def process_group(world: World, backend: str, device: torch.device) -> Iterator[
         return
     timeout = read_timeout()
     one_machine = world.size == world.local_size
-    if one_machine:
-        bind_to_loopback()
+    bind_to_loopback() if one_machine else bind_to_network()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with _tell_lost_contact(world, timeout):

@@ -10,7 +10,7 @@ LAYERS = [
     {"config", "files", "record", "timings"},
     {"devices", "recipes", "rendezvous", "scaling", "communication"},
     {"datasets", "models", "distributed", "flags", "plots", "summary"},
-    {"loader", "checkpoint", "costmodel", "plots_speed", "report.diagrams", "run_cell"},
+    {"loader", "checkpoint", "costmodel", "plots_speed", "report.diagrams", "report.members", "run_cell"},
     {"claims", "engine", "plots_cost"},
     {"prediction", "progress", "report.build", "report.costs", "results", "launch"},
     {"team"},
@@ -36,6 +36,7 @@ NO_TORCH = {
     "summary",
     "report.build",
     "report.costs",
+    "report.members",
 }
 
 
