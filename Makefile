@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: run test bench notebooks clean
+.PHONY: run test test-faults bench notebooks clean
 
 run: $(READY)
 	$(BIN)/ddp-workbook run --recipe $(RECIPE) --data-dir $(DATA)
@@ -17,6 +17,10 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest
+
+# What can go wrong, made to go wrong; minutes. Network tests need Linux and root.
+test-faults: $(READY)
+	$(BIN)/pytest tests/faults
 
 # Timings of the training loop against the bare step; alone on the machine, please.
 bench: $(READY)

@@ -20,7 +20,7 @@ from ddp_workbook.record import load_run
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESSES = ("10.177.0.1", "10.177.0.2")
-FLAGS = ["--recipe", "mlp-digits", "--device", "cpu", "--precision", "fp32"]
+FLAGS = ["--recipe", "mlp-digits", "--device", "cpu", "--precision", "fp32", "--threads", "1"]
 
 
 def ip(*arguments, check=True):
