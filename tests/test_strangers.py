@@ -7,19 +7,19 @@ import os
 import matplotlib.pyplot as plt
 import pytest
 import typst
-from conftest import ROOT, make_anatomy, make_benchmark, make_run, make_survey
+from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from invocations import finish_course
 from pypdf import PdfReader
 
 from ddp_workbook import files, plots
 from ddp_workbook.errors import InputError
-from ddp_workbook.files import load_record, save_record
-from ddp_workbook.record import RunRecord, load_run, record_paths
+from ddp_workbook.files import load_record
+from ddp_workbook.record import RunRecord, load_run
 from ddp_workbook.report import build
 from ddp_workbook.report.build import build_report
 from ddp_workbook.report.members import load_team
-from ddp_workbook.summary import summarise
 
 posix = pytest.mark.skipif(os.name != "posix", reason="links, pipes and odd names as POSIX has them")
 
@@ -31,15 +31,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="links, pipes and odd name
 def made(tmp_path_factory):
     """The records of a finished course."""
     path = tmp_path_factory.mktemp("made")
-    runs = [make_run(), make_run("distributed", right=88)]
-    for run, history in runs:
-        metrics, epochs = record_paths(path, run.kind)
-        save_record(run, metrics)
-        save_record(history, epochs)
-    save_record(make_benchmark(), path / "benchmark.json")
-    save_record(summarise(runs[0][0], runs[1][0], make_benchmark(), 1), path / "test_summary.json")
-    save_record(make_anatomy(), path / "anatomy.json")
-    save_record(make_survey(), path / "survey.json")
+    finish_course(path)
     return path
 
 

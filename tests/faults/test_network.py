@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ddp_workbook.config import IMAGES
 from ddp_workbook.costmodel import Link
 from ddp_workbook.launch import torchrun
 from ddp_workbook.record import load_run
@@ -151,6 +152,12 @@ def alive(nodes):
     return [node for node in nodes if node.process.poll() is None]
 
 
+def ranks_of(node):
+    """Its running children; a torchrun that is busy with its store has not yet buried those that ended."""
+    children = psutil.Process(node.process.pid).children()
+    return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+
+
 def epochs_seen(cable):
     return sum(line.startswith("epoch") for line in cable.all_lines())
 
@@ -192,7 +199,7 @@ def test_a_cut_for_good_ends_both_with_one_clear_line_within_the_time_out(cable,
     cut = time.monotonic()
     until(lambda: all(any("lost contact" in line for line in node.lines) for node in nodes), timeout + 10, "clear line")
     told = time.monotonic() - cut
-    until(lambda: not any(psutil.Process(node.process.pid).children() for node in alive(nodes)), 30, "end of the ranks")
+    until(lambda: not any(ranks_of(node) for node in alive(nodes)), 30, "end of the ranks")
     assert nodes[0].wait(30) != 0  # the torchrun that holds the store
     ended = time.monotonic() - cut
     print(f"told after {told:.1f} s, ranks and first torchrun ended after {ended:.1f} s")
@@ -240,3 +247,26 @@ def test_a_limited_rate_is_what_the_cost_model_says(cable, tmp_path, megabits):
     print(f"{megabits} Mbit/s: predicted {predicted:.3f} s, measured {measured:.3f} s ({min(slowest):.3f} to "
           f"{max(slowest):.3f})")  # fmt: skip
     assert predicted * 0.9 < measured < predicted * 1.35  # headers take 3 to 5 %; the filter lets a burst pass
+
+
+def seconds_per_step(path):
+    """Of the epochs after the first, with the bytes that a step averages."""
+    run, history = load_run(path / "r" / "mlp-digits", "distributed")
+    steps = IMAGES["digits"][0] // 2 // run.config.batch_size
+    rest = history.epochs[1:]
+    return statistics.median(e.train_seconds for e in rest) / steps, rest[0].communication.gradient_bytes / steps
+
+
+def test_a_training_step_over_a_limited_rate_is_what_the_cost_model_says(cable, tmp_path):
+    """The step as it is on one machine, and on top what 100 Mbit/s take for its gradients."""
+    if not cable.limit("100mbit"):
+        pytest.skip("tc cannot limit a rate here")
+    flags = [*FLAGS, "--epochs", "4"]
+    torchrun([*flags, *folders(tmp_path / "here")], 2, ROOT / "distributed_train.py", lambda line: None)
+    nodes = cable.start("distributed_train.py", [*flags, *folders(tmp_path / "NODE")])
+    assert [node.wait(150) for node in nodes] == [0, 0], "\n".join(cable.all_lines())
+    near, size = seconds_per_step(tmp_path / "here")
+    far, _ = seconds_per_step(next(path.parents[2] for path in tmp_path.glob("[01]/r/mlp-digits/*_metrics.json")))
+    predicted = near + Link(latency=1e-4, bandwidth=100e6 / 8).all_reduce(size, 2)
+    print(f"step: {1000 * near:.1f} ms here, predicted {1000 * predicted:.1f} ms, measured {1000 * far:.1f} ms")
+    assert predicted * 0.85 < far < predicted * 1.3
