@@ -59,7 +59,7 @@ def torchrun(
 
 
 def _command(script: Path, processes: int, arguments: Sequence[str]) -> list[str]:
-    torchrun_module = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun_module = [sys.executable, "-m", "ddp_workbook.rendezvous"]  # torchrun with a store on loopback alone
     return [*torchrun_module, f"--nproc_per_node={processes}", str(script), *map(str, arguments)]
 
 

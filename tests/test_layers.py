@@ -8,16 +8,16 @@ from conftest import ROOT
 LAYERS = [
     {"errors"},
     {"config", "files", "record", "timings"},
-    {"devices", "recipes", "scaling", "shared_memory"},
+    {"devices", "recipes", "rendezvous", "scaling", "shared_memory"},
     {"communication"},
     {"datasets", "models", "distributed", "flags", "plots", "summary"},
-    {"endings", "loader", "checkpoint", "costmodel", "plots_speed", "report.diagrams"},
+    {"endings", "loader", "checkpoint", "costmodel", "plots_speed", "report.diagrams", "report.members"},
     {"resume"},
     {"watch"},
     {"claims", "engine", "plots_cost"},
     {"prediction", "progress", "report.build", "report.costs", "results", "launch"},
     {"team"},
-    {"anatomy", "benchmark", "notebooks", "ranks"},
+    {"anatomy", "benchmark", "doctor", "notebooks", "ranks"},
     {"experiment", "survey"},
     {"course", "cli"},
 ]
@@ -39,6 +39,7 @@ NO_TORCH = {
     "summary",
     "report.build",
     "report.costs",
+    "report.members",
 }
 
 
