@@ -22,7 +22,7 @@ import torch.distributed as dist
 from ddp_workbook.config import IMAGES
 from ddp_workbook.devices import available_cores, choose_backend, choose_device, choose_precision
 from ddp_workbook.distributed import LOOPBACK
-from ddp_workbook.launch import torchrun
+from ddp_workbook.ranks import run_on_ranks
 from ddp_workbook.rendezvous import ADDRESS
 
 GIB = 2**30
@@ -166,15 +166,12 @@ dist.destroy_process_group()
 
 
 def check_all_reduce() -> Finding:
-    """Two real processes add 1 and 2, started as a run's are."""
+    """Two real processes add 1 and 2."""
     lines: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
-        cell = Path(folder) / "meet.py"
-        cell.write_text(MEET, encoding="utf-8")
-        try:
-            torchrun([str(cell)], 2, Path(__file__).with_name("run_cell.py"), lines.append)
-        except RuntimeError as error:
-            lines.append(f"error: {_first_line(error)}")
+    try:
+        run_on_ranks(MEET, 2, lines.append)
+    except RuntimeError as error:
+        lines.append(f"error: {_first_line(error)}")
     advice = "mend the faults above first; if there are none, try without VPN and firewall"
     met = lines.count("sum 3") == 2
     return _judge("all-reduce", "2 processes added 1 and 2" if met else _last(lines), fault="" if met else advice)

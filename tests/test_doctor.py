@@ -119,12 +119,12 @@ def no_gloo(patch, tmp_path):
 
 
 def ranks_that_fail(patch, tmp_path):
-    patch.setattr(doctor, "torchrun", raiser(RuntimeError("Connection refused\nand more")))
+    patch.setattr(doctor, "run_on_ranks", raiser(RuntimeError("Connection refused\nand more")))
     return doctor.check_all_reduce()
 
 
 def ranks_that_add_wrong(patch, tmp_path):
-    patch.setattr(doctor, "torchrun", lambda arguments, count, script, say: [say("sum 3"), say("sum 2")])
+    patch.setattr(doctor, "run_on_ranks", lambda code, count, say: [say("sum 3"), say("sum 2")])
     return doctor.check_all_reduce()
 
 
