@@ -147,3 +147,39 @@ def test_launches_in_a_row_all_end_with_code_0(tmp_path):
     print(
         f"\n{len(seconds)} launches, all with code 0; {statistics.median(seconds):.1f} s (median), {max(seconds):.1f} s"
     )
+
+
+SPOILED = """
+import os, sys
+import distributed_train
+from ddp_workbook import engine
+real, taken = engine.train_step, []
+
+def fail(*arguments):
+    taken.append(1)
+    return 1 / (len(taken) < 50) if os.environ["RANK"] == "1" and len(taken) == 50 else real(*arguments)
+
+engine.train_step = fail
+distributed_train.main()
+"""
+
+
+def test_a_rank_that_raises_ends_the_others_and_its_error_is_shown_once(tmp_path):
+    script = tmp_path / "spoiled.py"
+    script.write_text(SPOILED)
+    places = ["--results-dir", str(tmp_path / "r"), "--checkpoint-dir", str(tmp_path / "c")]
+    waits = []
+    for _ in tries(10):
+        run = subprocess.Popen(
+            [*TORCHRUN, str(script), *RUN[1:], *places], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        said, moment = [], None
+        for line in run.stdout:
+            said.append(line)
+            moment = moment or (time.perf_counter() if "ZeroDivisionError" in line else None)
+        assert run.wait(MOST_SECONDS) == 1
+        waits.append(time.perf_counter() - moment)
+        assert sum(line.startswith("ZeroDivisionError") for line in said) == 1, said
+        assert sum("Traceback" in line and "most recent" in line for line in said) <= 2, said  # its own, torchrun's
+    print(f"\na rank raised {len(waits)} times; all had ended {max(waits):.1f} s later at the latest")
