@@ -51,18 +51,16 @@ class Contestant:
         return f"{self.name}, {self.precision}"
 
 
-def contestants(job: str) -> list[Contestant]:
-    """All in fp32; where our recipe would choose bf16, those that offer it in bf16 too."""
+def contestants() -> list[Contestant]:
+    """All in fp32, and in bf16 those that have a switch for it; it is the workbook's default where hardware has it."""
     names = {
         "workbook": "ours.py",
         "tutorial": "tutorial.py",
         "Lightning": "lightning_way.py",
         "Accelerate": "accelerate_way.py",
     }
-    found = [Contestant(name, script, "fp32") for name, script in names.items()]
-    if job == "resnet50":
-        found += [Contestant(name, script, "bf16") for name, script in names.items() if name != "tutorial"]
-    return found
+    plain = [Contestant(name, script, "fp32") for name, script in names.items()]
+    return plain + [Contestant(name, script, "bf16") for name, script in names.items() if name != "tutorial"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def launch(contestant: Contestant, job: str, processes: int, workers: int, data_
 
 def compare(job: str, processes: int, options: Options) -> pd.DataFrame:
     """A row for every contestant and round."""
-    field = contestants(job)
+    field = contestants()
     tutorial = next(one for one in field if one.script == "tutorial.py")
     seconds = {n: launch(tutorial, job, processes, n, options.data_dir)["epoch_seconds"] for n in WORKERS}
     best = min(seconds, key=seconds.get)

@@ -53,15 +53,11 @@ def build_optimizer(model: nn.Module, config: TrainConfig, processes: int) -> to
     """
     head = {id(p) for p in [m for m in model.modules() if isinstance(m, nn.Linear)][-1].parameters()}
     lr = config.peak_lr(processes)
-    groups = [
-        {
-            "params": [p for p in model.parameters() if (id(p) in head) == in_head and (p.ndim > 1) == decayed],
-            "lr": lr * (config.head_lr if in_head else 1.0),
-            "weight_decay": config.weight_decay if decayed else 0.0,
-        }
-        for in_head in (False, True)
-        for decayed in (True, False)
-    ]
+    alike: dict[tuple[float, float], list[nn.Parameter]] = {}  # one kernel updates all with the same rate and decay
+    for p in model.parameters():
+        settings = lr * (config.head_lr if id(p) in head else 1.0), config.weight_decay if p.ndim > 1 else 0.0
+        alike.setdefault(settings, []).append(p)
+    groups = [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in alike.items()]
     if config.optimizer == "adam":
         return torch.optim.Adam(groups, lr=lr, fused=True)
     return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)

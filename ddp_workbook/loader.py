@@ -93,6 +93,8 @@ def crop_and_flip(images: Tensor, index: Tensor, padding: int, flip: bool, draws
     One gather does it all: per image a list of source rows and one of source columns, drawn independently. `images`
     is (N, size, size, channels) on any device; `index` (n,) and `draws` are on the CPU. Returns (n, ...) like images.
     """
+    if not (padding or flip):
+        return images.index_select(0, index.to(images.device, non_blocking=True))
     count, size = len(index), images.shape[1]
     reflect = torch.arange(-padding, size + padding).abs()
     reflect = torch.where(reflect < size, reflect, 2 * (size - 1) - reflect)

@@ -95,3 +95,20 @@ def test_small_networks_take_grey_and_colour(name, dataset):
     images = torch.randn(3, config.channels, config.image_size, config.image_size)
     assert config.channels == (1 if dataset == "digits" else 3)
     assert build_model(config, 10)(images).shape == (3, 10)
+
+
+def test_pooling_before_relu_changes_nothing():
+    """Against the textbook's order, in which ReLU comes first: the same logits and gradients, bit for bit."""
+    torch.manual_seed(0)
+    ours = build_model(replace(RECIPES["cnn-mnist"], dropout=0.0), 10)
+    textbook = copy.deepcopy(ours)
+    for place in (1, 4):
+        textbook[place], textbook[place + 1] = textbook[place + 1], textbook[place]
+    assert [type(m).__name__ for m in textbook[:3]] == ["Conv2d", "ReLU", "MaxPool2d"]
+    images, labels = torch.randn(16, 1, 28, 28), torch.randint(10, (16,))
+    logits = [model(images) for model in (ours, textbook)]
+    assert torch.equal(*logits)
+    for one in logits:
+        nn.functional.cross_entropy(one, labels).backward()
+    for first, second in zip(ours.parameters(), textbook.parameters(), strict=True):
+        assert torch.equal(first.grad, second.grad)

@@ -83,6 +83,9 @@ def plain_model(options: Options) -> nn.Module:
     for module in model.modules():
         if type(module) is MatmulConv2d:
             module.__class__ = nn.Conv2d
+    if options.config.model == "cnn":
+        for place in (1, 4):  # ReLU before pooling, as tutorials have it
+            model[place], model[place + 1] = model[place + 1], model[place]
     return model
 
 
