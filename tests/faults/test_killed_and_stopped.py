@@ -76,9 +76,9 @@ def same(first, second):
     return equal and numbers == other_numbers and torch.equal(draws, other_draws)
 
 
-def undisturbed(folder, launcher):
+def undisturbed(folder, launcher, *flags):
     """The seconds and the result of a run that nobody disturbs."""
-    run = Run(folder, launcher, "--checkpoint-every", "20")
+    run = Run(folder, launcher, *flags)
     begun = run.wait_for(BEGUN)
     done = run.wait_for(DONE)
     assert run.end() == 0, run.lines
@@ -86,7 +86,7 @@ def undisturbed(folder, launcher):
 
 
 def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(tmp_path):
-    seconds, expected = undisturbed(tmp_path / "plain", TORCHRUN)
+    seconds, expected = undisturbed(tmp_path / "plain", TORCHRUN, "--checkpoint-every", "20")
     recovery, exact = [], 0
     for number in tries(50):
         run = Run(tmp_path / str(number), [*TORCHRUN, "--max-restarts=3"], "--checkpoint-every", "20")
@@ -121,11 +121,12 @@ def test_a_signal_leaves_a_checkpoint_and_no_process(number, tmp_path):
         code = run.end()
         waits.append(time.perf_counter() - sent)
         assert not [one for one in family[1:] if one.is_running()], "a process was left behind"
-        if code == 0:
+        if any(DONE in line for line in run.lines):  # the signal came too late to stop it
             finished += 1
         else:
-            assert code == (128 + number if launcher == [sys.executable] else 1), run.lines
-            assert sum("to go on: the same command with --resume" in line for line in run.lines) == 1, run.lines
+            said = "\n".join(run.lines)
+            assert code == (128 + number if launcher == [sys.executable] else 1), said
+            assert said.count("to go on: the same command with --resume") == 1, said
             found = newest_whole(run.folder / "checkpoints" / f"{run.kind}_mlp_digits", print)
             assert found, run.lines
             again = Run(run.folder, launcher, "--resume")
