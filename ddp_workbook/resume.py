@@ -107,7 +107,7 @@ class Keeper:
         return self.keeping.checkpoint_every > 0 and step % self.keeping.checkpoint_every == 0
 
     def is_due_after_epoch(self) -> bool:
-        """Whether one is due at the end of an epoch. Each rank has its own clock: rank 0's answer counts."""
+        """Whether one is due at the end of an epoch. Each rank has its own clock: one that says so is enough."""
         return self.keeping.checkpoint_every > 0 or time.perf_counter() - self.written >= SECONDS_BETWEEN
 
     def save(self, state: TrainingState, step: int) -> None:

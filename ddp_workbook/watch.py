@@ -22,17 +22,21 @@ SECONDS_BETWEEN = 1.0
 
 @dataclass(frozen=True)
 class Answer:
-    """The same on every rank: the signal that any of them got (0: none), and whether a checkpoint is due."""
+    """The same on every rank: the signal that any of them got (0: none), whether the end of an epoch calls for a
+    checkpoint, and the seconds since the last time on the slowest rank.
+    """
 
     signal: int
     due: bool
+    seconds: float
 
 
 class Watch:
     """Stops a run that diverges, stops it when it is asked to, and lets its keeper write checkpoints.
 
     Asking makes the ranks and the device wait, so it happens about once a second, and at the end of an epoch. The
-    steps in between follow from the time that they took on the slowest rank.
+    steps in between follow from the time that they took on the slowest rank, and at most double from one time to the
+    next.
     """
 
     def __init__(self, request: StopRequest | None = None, keeper: Keeper | None = None) -> None:
@@ -48,43 +52,37 @@ class Watch:
         due = self.keeper is not None and self.keeper.is_due(done)
         if len(self.losses) < self.every and step < steps and not due:
             return
-        taken = len(self.losses)
-        answer = self._ask(state)
-        self._adapt(taken)
+        taken, answer = len(self.losses), self._ask(state)
+        fitting = round(taken * SECONDS_BETWEEN / max(answer.seconds, 1e-6))
+        self.every = max(1, min(fitting, 2 * self.every))
         if step < steps:  # else the end of the epoch, with its own checkpoint, is at hand
-            self._act(Answer(answer.signal, due), state, done, f"step {step} of {steps} in epoch {state.epoch + 1}")
+            self._act(answer.signal, due, state, done, f"step {step} of {steps} in epoch {state.epoch + 1}")
 
     def after_epoch(self, state: TrainingState, steps: int) -> None:
         """After an epoch that is not the last one. Raises Stopped."""
         answer = self._ask(state)
-        self.asked = time.perf_counter()
-        self._act(answer, state, state.epoch * steps, f"epoch {state.epoch}")
+        self._act(answer.signal, answer.due, state, state.epoch * steps, f"epoch {state.epoch}")
 
     def _ask(self, state: TrainingState) -> Answer:
         bad = first_bad(self.losses)
         step = state.partial.step - len(self.losses) + bad if bad else math.inf
-        self.seconds = time.perf_counter() - self.asked
         due = self.keeper is not None and self.keeper.is_due_after_epoch()
-        mine = [self.request.number, -step, self.seconds, due]
-        number, first, self.seconds, due = reduce_max(mine, state.amp.device)  # NEW: over all ranks
+        mine = [self.request.number, -step, time.perf_counter() - self.asked, due]
+        number, first, seconds, due = reduce_max(mine, state.amp.device)  # NEW: over all ranks
         self.losses.clear()
+        self.asked = time.perf_counter()
         if first > -math.inf:
             raise diverged(f"the loss is no longer a number at step {-first:.0f} of epoch {state.epoch + 1}")
-        return Answer(int(number), bool(due))
+        return Answer(int(number), bool(due), seconds)
 
-    def _adapt(self, taken: int) -> None:
-        """Steps until the next time: as many as take a second, at most twice as many as before."""
-        fitting = round(taken * SECONDS_BETWEEN / max(self.seconds, 1e-6))
-        self.every = max(1, min(fitting, 2 * self.every))
-        self.asked = time.perf_counter()
-
-    def _act(self, answer: Answer, state: TrainingState, done: int, where: str) -> None:
-        saved = self.keeper is not None and (answer.due or answer.signal > 0)
+    def _act(self, signal: int, due: bool, state: TrainingState, done: int, where: str) -> None:
+        saved = self.keeper is not None and (due or signal > 0)
         if saved:
             with state.partial.clock.paused():
                 self._save(state, done)
-        if answer.signal:
-            raise Stopped(answer.signal, f"{where}; to go on: the same command with --resume" if saved else where)
+            self.asked = time.perf_counter()
+        if signal:
+            raise Stopped(signal, f"{where}; to go on: the same command with --resume" if saved else where)
 
     def _save(self, state: TrainingState, done: int) -> None:
         synchronize(state.amp.device)
