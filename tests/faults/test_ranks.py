@@ -68,3 +68,25 @@ def test_a_rank_that_dies_is_reported_in_one_line(tmp_path):
     told = [line for line in lines if "lost contact with another rank" in line and line.startswith("distributed_")]
     assert len(told) <= 1  # torchrun may end that rank before it has spoken
     assert not any(line.startswith("[rank") for line in lines)  # how torch begins the lines of a traceback in a rank
+
+
+def test_torchrun_knows_the_loopback_store_where_the_workbook_is_installed(tmp_path):
+    """What `pip install` leaves, made by hand: the entry points of pyproject.toml."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    info = tmp_path / "site" / "ddp_workbook-0.1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ddp-workbook\nVersion: 0.1.0\n")
+    (name, target), *_ = project["entry-points"]["torchrun.handlers"].items()
+    (info / "entry_points.txt").write_text(f"[torchrun.handlers]\n{name} = {target}\n")
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(JOIN))
+    path = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=loopback", "--nproc_per_node=1", str(program)],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=100,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "1.0 ['127.0.0.1']"
