@@ -150,6 +150,8 @@ def _require_plain_tree(folder: Path, root: Path) -> None:
     """Raise InputError for what a folder from elsewhere could do harm with: names that are no text, links that lead
     out of the data folder or round in circles, and things that are no files (reading a pipe never ends).
     """
+    if not Path(os.path.realpath(folder)).is_relative_to(root):
+        raise InputError(f"{folder} is a link out of {root}; give its own place as --data-dir")
     for here, folders, files in os.walk(folder):
         for name in (*folders, *files):
             path = Path(here, name)

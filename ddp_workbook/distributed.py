@@ -30,7 +30,7 @@ LOOPBACK = {"linux": "lo", "darwin": "lo0"}  # Gloo wants the interface's name; 
 DEFAULT_TIMEOUT = 600  # seconds
 LOST = (
     "gloo/transport", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed",
-    "Timed out waiting",
+    "Timed out waiting", "remote process",
 )  # fmt: skip
 
 
@@ -111,7 +111,10 @@ def process_group(world: World, backend: str, device: torch.device) -> Iterator[
         return
     timeout = read_timeout()
     one_machine = world.size == world.local_size
-    bind_to_loopback() if one_machine else bind_to_network()
+    if one_machine:
+        bind_to_loopback()
+    else:
+        bind_to_network()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with _tell_lost_contact(world, timeout):
@@ -139,7 +142,10 @@ def _store_of_one_machine(world: World, timeout: timedelta) -> dict[str, object]
     port = os.environ.get("MASTER_PORT", "")
     if not port.isdigit() or not 0 < int(port) < 2**16:
         raise InputError(f"MASTER_PORT must be a port's number, not {port!r}; start with torchrun")
-    store = serve_store(int(port), timeout) if world.is_main else dist.TCPStore(ADDRESS, int(port), timeout=timeout)
+    try:
+        store = serve_store(int(port), timeout) if world.is_main else dist.TCPStore(ADDRESS, int(port), timeout=timeout)
+    except OSError as error:
+        raise InputError(f"MASTER_PORT {port} cannot be opened ({error.strerror}); choose another") from error
     return {"store": store, **place}
 
 
@@ -149,7 +155,8 @@ def _tell_lost_contact(world: World, timeout: timedelta) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and not any(sign in str(error) for sign in LOST):
+        of_network = isinstance(error, dist.DistNetworkError | dist.DistStoreError)
+        if not of_network and not any(sign in str(error) for sign in LOST):
             raise
         raise LostContact(
             f"rank {world.rank} of {world.size} lost contact with another rank, which ended (its own error comes "

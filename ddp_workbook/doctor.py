@@ -7,9 +7,9 @@ import shutil
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as TookTooLong
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -116,12 +116,20 @@ def check_loopback() -> Finding:
 def check_host_name() -> Finding:
     """Only runs on several machines look this machine's name up."""
     name = socket.gethostname()
-    pool = ThreadPoolExecutor(1)
-    try:
-        what, fails = f"{name} is {pool.submit(socket.gethostbyname, name).result(LOOKUP_SECONDS)}", False
-    except (OSError, UnicodeError, TookTooLong) as error:
-        what, fails = f"{name} is not found ({error or f'no answer in {LOOKUP_SECONDS} s'})", True
-    pool.shutdown(wait=False)
+    answers: list[str | Exception] = []
+
+    def look_up() -> None:
+        try:
+            answers.append(socket.gethostbyname(name))
+        except (OSError, UnicodeError) as error:
+            answers.append(error)
+
+    thread = threading.Thread(target=look_up, daemon=True)  # a lookup without an answer must not hold up the exit
+    thread.start()
+    thread.join(LOOKUP_SECONDS)
+    answer = answers[0] if answers else OSError(f"no answer in {LOOKUP_SECONDS} s")
+    fails = isinstance(answer, Exception)
+    what = f"{name} is not found ({answer})" if fails else f"{name} is {answer}"
     advice = f"one machine does not need it; for several, add a line such as '127.0.1.1 {name}' to the hosts file"
     return _judge("host name", what, warning=advice if fails else "")
 
@@ -156,11 +164,11 @@ def check_backends() -> Finding:
 
 
 MEET = """
-import datetime, torch, torch.distributed as dist
+import datetime, os, torch, torch.distributed as dist
 dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=15))
 value = torch.tensor([dist.get_rank() + 1])
 dist.all_reduce(value)
-print("sum", value.item())
+os.write(1, b"sum %d\\n" % value.item())  # in one piece: print() may write a line in two
 dist.destroy_process_group()
 """
 

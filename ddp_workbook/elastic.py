@@ -43,7 +43,6 @@ class Observer:
         for sign, meaning in SIGNS.items():
             if sign in line and "killed" in self.life.events:
                 self.life.events.setdefault(meaning, now)
-                self.life.lines.append(line)
 
     def _kill(self) -> None:
         ranks = {}

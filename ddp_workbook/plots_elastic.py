@@ -18,8 +18,7 @@ class Life:
     epochs: list[tuple[float, int]] = field(default_factory=list)
     """When each epoch was done; one that was done twice is there twice."""
     events: dict[str, float] = field(default_factory=dict)
-    lines: list[str] = field(default_factory=list)
-    """The run's own words on what happened."""
+    """When something happened to a rank, in words."""
 
 
 def lives(disturbed: Life, undisturbed: Life) -> Figure:
@@ -35,6 +34,6 @@ def lives(disturbed: Life, undisturbed: Life) -> Figure:
     for number, (what, when) in enumerate(disturbed.events.items()):
         ax.axvline(when, color=GREY, linestyle=":", linewidth=1)
         ax.text(when, top * (0.30 - 0.10 * number), f" {what}, {when:.1f} s", fontsize=8, va="center")
-    ax.set(xlabel="time since the start of the run (s)", ylabel="epochs done", ylim=(0, 1.05 * top))
+    ax.set(xlabel="time since the start of the run (s)", ylabel="epochs done", xlim=(0, None), ylim=(0, 1.05 * top))
     ax.legend(loc="upper left")
     return figure

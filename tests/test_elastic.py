@@ -40,4 +40,3 @@ def test_the_last_rank_is_killed_once_and_what_follows_is_told(monkeypatch):
     assert [epoch for _, epoch in observer.life.epochs] == [1, 2, 2, 3]
     assert list(observer.life.events) == ["killed", "the other rank notices", "restarted, going on"]
     assert sorted(observer.life.events.values()) == list(observer.life.events.values())
-    assert len(observer.life.lines) == 2

@@ -48,6 +48,11 @@ def link_in_circles(tree):
     (tree / "train" / "a" / "round").symlink_to(tree / "train")
 
 
+def train_elsewhere(tree):
+    (tree / "train").rename(tree.parent / "photos")
+    (tree / "train").symlink_to(tree.parent / "photos")
+
+
 def link_to_itself(tree):
     (tree / "train" / "a" / "1.png").symlink_to(tree / "train" / "a" / "1.png")
 
@@ -86,6 +91,7 @@ def content(name, data):
 SPOILT = [
     (link_out, "is a link to a folder or out of"),
     (link_to_a_folder, "is a link to a folder or out of"),
+    (train_elsewhere, "is a link out of"),
     (link_in_circles, "is a link to a folder or out of"),
     (link_to_itself, "is not a file|cannot be read|is a link"),
     (a_pipe, "is not a file"),
