@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: run test bench notebooks clean
+.PHONY: run test test-faults bench notebooks clean
 
 run: $(READY)
 	$(BIN)/ddp-workbook run --recipe $(RECIPE) --data-dir $(DATA)
@@ -18,9 +18,15 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest
 
-# Timings of the training loop against the bare step; alone on the machine, please.
+# Runs that are killed, stopped, cut off and starved of disk, many times over: most of an hour. FAULT_TRIES=5 for a few.
+test-faults: $(READY)
+	$(BIN)/pytest -s tests/faults
+
+# The training loop against the bare step, and against what people use instead: an hour, alone on the machine, please.
 bench: $(READY)
+	$(BIN)/pip install --quiet --editable ".[bench]"
 	$(BIN)/python bench/training_loop.py
+	$(BIN)/python bench/compare.py
 
 # After changing a notebook: run all four on their own defaults (CIFAR-10) and keep the outputs.
 notebooks: $(READY)

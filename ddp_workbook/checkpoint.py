@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
+import time
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.devices import Arithmetic
 from ddp_workbook.distributed import unwrap
 from ddp_workbook.errors import InputError
 from ddp_workbook.files import write_whole
-from ddp_workbook.record import RunKind
+from ddp_workbook.record import Communication, EpochRecord, RunKind
 
 CHECKPOINT_VERSION = 1
 FIELDS = {
@@ -33,15 +38,55 @@ FIELDS = {
 _CONFIG = TypeAdapter(TrainConfig)
 
 
+class Stopwatch:
+    """Seconds of work so far, without the pauses."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.begun = time.perf_counter() - seconds
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.begun
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        stopped = time.perf_counter()
+        yield
+        self.begun += time.perf_counter() - stopped
+
+
+@dataclass
+class PartialEpoch:
+    """How far the epoch under way has come on this rank: steps done, (loss, right answers) summed over its images."""
+
+    step: int = 0
+    sums: Tensor | None = None
+    seconds: float = 0.0
+    """Of training, before this process took the epoch up."""
+    communication: Communication | None = None
+    """What of it the ranks spent on gradients, as far as it has been asked."""
+    clock: Stopwatch = field(default_factory=Stopwatch)
+
+    def start_clock(self) -> None:
+        self.clock = Stopwatch(self.seconds)
+
+
 @dataclass
 class TrainingState:
-    """What changes while training: what a checkpoint holds."""
+    """What changes while training: what a checkpoint holds. `epoch` counts the finished ones, `history` holds them."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     amp: Arithmetic
     epoch: int = 0
+    partial: PartialEpoch = field(default_factory=PartialEpoch)
+    history: list[EpochRecord] = field(default_factory=list)
+
+    @property
+    def fresh(self) -> bool:
+        """No step has been taken."""
+        return self.epoch == self.partial.step == 0
 
 
 def checkpoint_path(config: TrainConfig, kind: RunKind) -> Path:
@@ -62,7 +107,38 @@ def save_checkpoint(path: Path, state: TrainingState, config: TrainConfig, kind:
         "random_state": torch.get_rng_state(),
         "config": _CONFIG.dump_python(config, mode="json"),
     }
-    write_whole(path, lambda file: torch.save(content, file))
+    write_whole(path, lambda file: save_hashed(content, file))
+
+
+class _HashingFile:
+    """What torch.save writes to: passes all on, hashes it, and keeps the error that torch would hide behind its own."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.hash, self.error = file, hashlib.sha256(), None
+
+    def write(self, data: bytes) -> int:
+        try:
+            self.file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+        self.hash.update(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def save_hashed(content: object, file: BinaryIO) -> bytes:
+    """torch.save; returns the SHA-256 of what was written. Raises OSError when the file cannot take it all."""
+    out = _HashingFile(file)
+    try:
+        torch.save(content, out)
+    except (RuntimeError, OSError):
+        if out.error:
+            raise out.error from None
+        raise
+    return out.hash.digest()
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[dict, TrainConfig]:

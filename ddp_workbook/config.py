@@ -17,6 +17,20 @@ GREY = ("digits", "mnist")  # data sets with one channel
 
 
 @dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """What a run does against being interrupted. It changes nothing that the run computes, so no record holds it."""
+
+    resume: bool = False
+    """Go on from the newest whole checkpoint of an interrupted run with the same settings; afresh if there is none."""
+    checkpoint_every: int = 0
+    """Steps between two checkpoints of the run under way; 0: at the ends of epochs only, at most once a minute."""
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_every < 0:
+            raise InputError(f"--checkpoint-every must be at least 0, not {self.checkpoint_every}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One run. Flags of distributed_train.py are these fields; a recipe gives them other defaults."""
 

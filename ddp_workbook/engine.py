@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ddp_workbook.checkpoint import TrainingState
+from ddp_workbook.checkpoint import PartialEpoch, TrainingState
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.datasets import Dataset
 from ddp_workbook.devices import Arithmetic, synchronize
 from ddp_workbook.distributed import World, average_buffers, communication_since, gradient_sync, reduce_sum, unwrap
-from ddp_workbook.errors import InputError
+from ddp_workbook.errors import diverged
 from ddp_workbook.loader import Batch, TrainLoader, evaluation_batches
-from ddp_workbook.record import EpochRecord
+from ddp_workbook.record import Communication, EpochRecord
+from ddp_workbook.watch import Watch, add_communication
 
 START_FACTOR = 1 / 25  # the warm-up begins at this share of the peak learning rate
 END_FACTOR = 1e-4 / 25  # and one-cycle ends here; both as in torch's OneCycleLR
@@ -122,19 +123,28 @@ def train_epoch(
     config: TrainConfig,
     epoch: int,
     reporters: Sequence[Reporter] = (),
+    partial: PartialEpoch | None = None,
+    after_step: Callable[[Tensor], None] = lambda sums: None,
 ) -> tuple[float, float]:
-    """All steps of one epoch (counted from 1). Returns mean loss and accuracy over the images of all ranks."""
+    """All steps of one epoch (counted from 1) that `partial` does not have yet; it is kept up to date.
+
+    Returns mean loss and accuracy over the images of all ranks.
+    """
     model.train()
-    exact = torch.float32 if amp.device.type == "mps" else torch.float64  # Apple GPUs have no float64
-    sums = torch.zeros(2, dtype=exact, device=amp.device)
-    images = 0
-    for step, batches in enumerate(loader.epoch(epoch), start=1):
-        sums += train_step(model, batches, optimizer, amp, config.label_smoothing)
+    partial = partial or PartialEpoch()
+    if partial.sums is None:
+        exact = torch.float32 if amp.device.type == "mps" else torch.float64  # Apple GPUs have no float64
+        partial.sums = torch.zeros(2, dtype=exact, device=amp.device)
+    per_step = config.global_batch(processes=1)
+    for batches in loader.epoch(epoch, partial.step):
+        sums = train_step(model, batches, optimizer, amp, config.label_smoothing)
         schedule.step()
-        images += sum(len(labels) for _, labels in batches)
+        partial.sums += sums
+        partial.step += 1
         for reporter in reporters:
-            reporter.on_step(Progress(epoch, step, loader.steps, images, sums[0]))
-    totals = torch.cat([sums, sums.new_tensor([images])])
+            reporter.on_step(Progress(epoch, partial.step, loader.steps, partial.step * per_step, partial.sums[0]))
+        after_step(sums)
+    totals = torch.cat([partial.sums, partial.sums.new_tensor([partial.step * per_step])])
     loss_sum, right, count = reduce_sum(totals).tolist()  # NEW: over all ranks
     return loss_sum / count, right / count
 
@@ -169,43 +179,60 @@ def fit(
     config: TrainConfig,
     world: World,
     reporters: Sequence[Reporter] = (),
+    watch: Watch | None = None,
 ) -> tuple[list[EpochRecord], Tensor]:
-    """Train for config.epochs, evaluating after each. Returns the history and the last confusion counts."""
-    torch.manual_seed(config.seed + world.rank)  # NEW: dropout draws on each rank for itself
-    history, confusion = [], torch.empty(0)
+    """Train up to config.epochs, evaluating after each. Returns the history and the last confusion counts.
+
+    A state that a checkpoint was put into goes on from there. Raises Stopped when the watch was asked to stop.
+    """
+    watch, confusion = watch or Watch(), torch.empty(0)
+    if state.fresh:
+        torch.manual_seed(config.seed + world.rank)  # NEW: dropout draws on each rank for itself
     test = data.test.to(state.amp.device)
-    for epoch in range(state.epoch + 1, config.epochs + 1):
-        start = time.perf_counter()
-        loss, right = train_epoch(
-            state.model, loader, state.optimizer, state.schedule, state.amp, config, epoch, reporters
-        )
-        synchronize(state.amp.device)
+    while state.epoch < config.epochs:
+        loss, right, seconds, communication = _train_epoch_of(state, loader, config, reporters, watch)
         trained = time.perf_counter()
-        communication = communication_since(state.model)  # NEW: what of that time the ranks spent on gradients
-        if not math.isfinite(loss):  # the reduced loss: every rank sees the same and stops here
-            raise InputError(f"training diverged: the loss of epoch {epoch} is {loss}; use a smaller --lr or fp32")
         average_buffers(state.model)  # NEW: all ranks test the same model
         batches = evaluation_batches(test, loader.normalise, world)
         confusion, test_loss = evaluate(unwrap(state.model), batches, len(data.classes), state.amp)
-        done = time.perf_counter()
-        state.epoch = epoch
-        history.append(
+        if not math.isfinite(test_loss):  # the last step's doing; all ranks see the same
+            raise diverged(f"the test loss is no longer a number after epoch {state.epoch + 1}")
+        state.epoch, state.partial = state.epoch + 1, PartialEpoch()
+        state.history.append(
             EpochRecord(
-                epoch=epoch,
+                epoch=state.epoch,
                 train_loss=loss,
                 train_accuracy=right,
                 test_loss=test_loss,
                 test_accuracy=accuracy(confusion),
                 learning_rate=last_rate(state.schedule, config, loader.steps),
-                train_seconds=trained - start,
-                evaluation_seconds=done - trained,
-                images_per_second=loader.steps * config.global_batch(world.size) / (trained - start),
+                train_seconds=seconds,
+                evaluation_seconds=time.perf_counter() - trained,
+                images_per_second=loader.steps * config.global_batch(world.size) / seconds,
                 communication=communication,
             )
         )
         for reporter in reporters:
-            reporter.on_epoch(history[-1])
-    return history, confusion
+            reporter.on_epoch(state.history[-1])
+        if state.epoch < config.epochs:
+            watch.after_epoch(state, loader.steps)
+    return state.history, confusion
+
+
+def _train_epoch_of(
+    state: TrainingState, loader: TrainLoader, config: TrainConfig, reporters: Sequence[Reporter], watch: Watch
+) -> tuple[float, float, float, Communication | None]:
+    """The rest of the epoch under way: mean loss, accuracy, seconds of training, traffic of the whole epoch."""
+    model, partial = state.model, state.partial
+    partial.start_clock()
+    loss, right = train_epoch(
+        model, loader, state.optimizer, state.schedule, state.amp, config, state.epoch + 1, reporters, partial,
+        after_step=lambda sums: watch.after_step(state, loader.steps, sums),
+    )  # fmt: skip
+    synchronize(state.amp.device)
+    seconds = partial.clock.seconds
+    traffic = communication_since(model)  # NEW: what of that time the ranks spent on gradients
+    return loss, right, seconds, add_communication(partial.communication, traffic)
 
 
 def last_rate(schedule: torch.optim.lr_scheduler.LRScheduler, config: TrainConfig, steps_per_epoch: int) -> float:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from ddp_workbook.errors import InputError
@@ -34,11 +38,47 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.umask(umask)
             Path(name).chmod(0o666 & ~umask)
         Path(name).replace(path)
+        _flush_folder(path.parent)
     except OSError as error:
         raise InputError(f"cannot write {path} ({error.strerror or error}); choose a writable folder") from error
     finally:
         if name:
             Path(name).unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Only then does the new name survive a power cut. Windows has no such call, and needs none."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def hold(lock: Path, advice: str) -> Iterator[None]:
+    """Keep other processes out of what this lock file stands for; the system frees it even when this process dies.
+
+    Raises InputError at once, naming the holder, when somebody else has it.
+    """
+    holder = lock.with_suffix(".holder")
+    try:
+        with FileLock(lock, timeout=0):
+            save_text(json.dumps([os.getpid(), f"{datetime.now():%Y-%m-%d %H:%M:%S}"]), holder)
+            try:
+                yield
+            finally:
+                holder.unlink(missing_ok=True)
+    except Timeout:
+        raise InputError(f"{lock.parent} is in use by another run ({_describe_holder(holder)}); {advice}") from None
+
+
+def _describe_holder(holder: Path) -> str:
+    with suppress(OSError, ValueError, TypeError):
+        process, since = json.loads(holder.read_text())
+        return f"process {int(process)}, since {since:.19}"
+    return "which has just begun"
 
 
 def save_record(record: BaseModel, path: Path) -> None:

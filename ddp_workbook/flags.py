@@ -12,19 +12,24 @@ from typing import Annotated, Any
 
 import tyro
 
-from ddp_workbook.config import TrainConfig
+from ddp_workbook.config import Keeping, TrainConfig
 from ddp_workbook.errors import InputError
 from ddp_workbook.recipes import DEFAULT, RECIPES, get_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Flags(TrainConfig):
+class _Flags(TrainConfig, Keeping):
     recipe_name: Annotated[str, tyro.conf.arg(name="recipe", metavar="{" + ",".join(RECIPES) + "}")] = DEFAULT
     """Named run that gives the defaults of all other flags."""
 
 
 def parse_flags(arguments: Sequence[str], description: str) -> TrainConfig:
     """The recipe's configuration with the flags' changes. Raises InputError, in one line, for a bad flag."""
+    return parse_run(arguments, description)[0]
+
+
+def parse_run(arguments: Sequence[str], description: str) -> tuple[TrainConfig, Keeping]:
+    """The same, with the flags that say how the run is kept."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--recipe", default=DEFAULT)
     try:
@@ -34,7 +39,8 @@ def parse_flags(arguments: Sequence[str], description: str) -> TrainConfig:
     defaults = _Flags(**_values(get_recipe(name)), recipe_name=name)
     values = _values(parse(_Flags, arguments, default=defaults, description=description))
     values.pop("recipe_name")
-    return TrainConfig(**values)
+    keeping = Keeping(**{field.name: values.pop(field.name) for field in fields(Keeping)})
+    return TrainConfig(**values), keeping
 
 
 def parse(schema: Any, arguments: Sequence[str], **options: Any) -> Any:

@@ -45,13 +45,18 @@ class TrainLoader:
         self.flip = config.augment and (data.mirror_keeps_class if config.flip is None else config.flip)
         self.seed, self.world, self.device = config.seed, world, device
 
-    def epoch(self, number: int) -> Iterator[list[Batch]]:
-        """Optimizer steps of epoch `number`, each a list of `accumulate` batches."""
+    def epoch(self, number: int, start: int = 0) -> Iterator[list[Batch]]:
+        """Optimizer steps of epoch `number` after the first `start`, each a list of `accumulate` batches.
+
+        What the skipped steps would have drawn is drawn, so that the others get the same.
+        """
         self.sampler.set_epoch(number)  # NEW: without it, every epoch would have the same order
         order = torch.tensor(list(self.sampler))
         draws = torch.Generator().manual_seed((self.seed * 1_000_003 + number * 1_009 + self.world.rank) % 2**63)
         size, count = self.batch_size, self.accumulate
-        for step in range(self.steps):
+        for _ in range(start * count):
+            draw_changes(size, self.padding, self.flip, draws)
+        for step in range(start, self.steps):
             first = step * size * count
             yield [self.batch(order[first + i * size : first + (i + 1) * size], draws) for i in range(count)]
 
@@ -75,6 +80,13 @@ class Normaliser:
         return pixels.float().mul_(self.scale).add_(self.shift).permute(0, 3, 1, 2)
 
 
+def draw_changes(count: int, padding: int, flip: bool, draws: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """For each of `count` images: rows and columns of its shift (count, 1), and whether it is mirrored."""
+    top, left = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=draws)
+    mirrored = torch.rand(count, 1, generator=draws) < 0.5 if flip else torch.zeros(count, 1, dtype=torch.bool)
+    return top, left, mirrored
+
+
 def crop_and_flip(images: Tensor, index: Tensor, padding: int, flip: bool, draws: torch.Generator) -> Tensor:
     """images[index], each shifted by up to `padding` pixels with reflected borders and mirrored with chance 1/2.
 
@@ -86,10 +98,9 @@ def crop_and_flip(images: Tensor, index: Tensor, padding: int, flip: bool, draws
     count, size = len(index), images.shape[1]
     reflect = torch.arange(-padding, size + padding).abs()
     reflect = torch.where(reflect < size, reflect, 2 * (size - 1) - reflect)
-    top, left = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=draws)
+    top, left, mirrored = draw_changes(count, padding, flip, draws)
     rows, columns = reflect[top + torch.arange(size)], reflect[left + torch.arange(size)]
     if flip:
-        mirrored = torch.rand(count, 1, generator=draws) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
     places = (index[:, None, None], rows[:, :, None], columns[:, None, :])
     return images[tuple(place.to(images.device, non_blocking=True) for place in places)]

@@ -51,14 +51,16 @@ class Lines:
     def __init__(self, config: TrainConfig) -> None:
         self.epochs = config.epochs
         self.last = self.epoch_start = time.perf_counter()
+        self.epoch = self.first = 0
 
     def on_step(self, progress: Progress) -> None:
         now = time.perf_counter()
-        if progress.step == 1:
+        if progress.epoch != self.epoch:  # a run that goes on may begin in the middle of one
+            self.epoch, self.first = progress.epoch, progress.step
             self.epoch_start = self.last = now
         elif now - self.last >= SECONDS_BETWEEN_LINES and progress.step < progress.steps:
             self.last = now
-            share = (progress.step - 1) / (progress.steps - 1)
+            share = (progress.step - self.first) / (progress.steps - self.first)
             left = (now - self.epoch_start) * (1 - share) / share
             loss = progress.loss_sum.item() / progress.images
             print(
@@ -79,7 +81,7 @@ class Bar:
         self.bar = tqdm(total=config.epochs * steps_per_epoch, unit="step", file=sys.stdout, ncols=100, leave=False)
 
     def on_step(self, progress: Progress) -> None:
-        self.bar.update()
+        self.bar.update((progress.epoch - 1) * progress.steps + progress.step - self.bar.n)
 
     def on_epoch(self, epoch: EpochRecord) -> None:
         self.bar.write(describe_epoch(epoch, self.epochs), file=sys.stdout)

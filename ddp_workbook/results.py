@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,10 +22,10 @@ from ddp_workbook.devices import (
     describe_environment,
     peak_memory_bytes,
 )
-from ddp_workbook.distributed import World, gather_objects, unwrap
+from ddp_workbook.distributed import World, from_main, gather_objects, unwrap
 from ddp_workbook.engine import accuracy
 from ddp_workbook.errors import InputError
-from ddp_workbook.files import save_record
+from ddp_workbook.files import hold, save_record
 from ddp_workbook.models import count_parameters
 from ddp_workbook.record import (
     EpochRecord,
@@ -57,6 +59,20 @@ def require_writable(folder: Path) -> None:
         raise InputError(f"cannot write into {folder} ({error.strerror}); choose a writable folder") from error
 
 
+@contextmanager
+def hold_folders(config: TrainConfig, kind: RunKind, world: World) -> Iterator[None]:
+    """In the block no other run of this kind and recipe writes into the same folders.
+
+    Rank 0 holds them for all. Raises InputError that names the holder when there is one.
+    """
+    names = (config.run_dir / f".{kind}.lock", config.checkpoint_dir / f".{checkpoint_path(config, kind).stem}.lock")
+    advice = "wait for it, or give this run folders of its own: --results-dir DIR --checkpoint-dir DIR"
+    with ExitStack() as held:
+        for lock in names if world.is_main else ():
+            held.enter_context(hold(lock, advice))
+        yield
+
+
 def describe_world(config: TrainConfig, world: World, backend: str, precision: str) -> WorldInfo:
     """The world part of the record."""
     threads = choose_threads(config.threads, world.local_size)
@@ -81,12 +97,24 @@ def save_run(
 ) -> RunRecord | None:
     """Write checkpoint, history and, last, metrics: a run whose metrics are there is complete.
 
-    Every rank must call it, to tell its memory; rank 0 writes, and gets the record.
+    Every rank must call it, to tell its memory; rank 0 writes. Returns the record on rank 0, None elsewhere.
     """
+    memory = gather_objects((peak_memory_bytes(), accelerator_peak_bytes(state.amp.device)))
+    record = from_main(lambda: _write_run(state, history, confusion, data, config, world, backend, memory))
+    return record if world.is_main else None
+
+
+def _write_run(
+    state: TrainingState,
+    history: list[EpochRecord],
+    confusion: Tensor,
+    data: Dataset,
+    config: TrainConfig,
+    world: World,
+    backend: str,
+    memory: list[tuple[int, int | None]],
+) -> RunRecord:
     device = state.amp.device
-    memory = gather_objects((peak_memory_bytes(), accelerator_peak_bytes(device)))
-    if not world.is_main:
-        return None
     kind, train_seconds = run_kind(world), sum(epoch.train_seconds for epoch in history)
     record = RunRecord(
         kind=kind,

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddp_workbook.config import TrainConfig
+from ddp_workbook.config import Keeping, TrainConfig
 from ddp_workbook.errors import InputError
-from ddp_workbook.flags import parse_flags, to_flags
+from ddp_workbook.flags import parse_flags, parse_run, to_flags
 from ddp_workbook.recipes import DEFAULT, EMBEDDED, RECIPES, get_recipe
 
 
@@ -53,6 +53,14 @@ def test_flags_there_and_back(config):
     assert parse_flags(to_flags(config), "") == config
 
 
+def test_how_a_run_is_kept_is_no_part_of_its_configuration():
+    """So records of before and after know the same fields, and a run that went on is found like any other."""
+    config, keeping = parse_run(["--recipe", EMBEDDED, "--resume", "--checkpoint-every", "5"], "")
+    assert (config, keeping) == (RECIPES[EMBEDDED], Keeping(resume=True, checkpoint_every=5))
+    assert parse_run(["--recipe", EMBEDDED], "")[1] == Keeping(resume=False, checkpoint_every=0)
+    assert not {"resume", "checkpoint_every"} & {field.name for field in fields(TrainConfig)}
+
+
 def test_flags_of_a_recipe_are_its_name_alone():
     assert to_flags(RECIPES[EMBEDDED]) == ["--recipe", EMBEDDED]
 
@@ -82,6 +90,7 @@ BAD_FLAGS = [
     ("--step-gamma 0", "--step-gamma must be above 0"),
     ("--image-size 8", "--image-size must be between 28 and 512"),
     ("--seed -1", "--seed must be from 0"),
+    ("--checkpoint-every -1", "--checkpoint-every must be at least 0, not -1"),
     ("--threads -1", "--threads must be from 0"),
     ("--precision int8", "invalid choice 'int8'"),
     ("--gradient-compression zip", "invalid choice 'zip'"),

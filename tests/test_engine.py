@@ -192,7 +192,7 @@ def test_a_diverged_run_says_so(data):
     model = small_model()
     with torch.no_grad():
         model[3].weight.fill_(float("nan"))
-    with pytest.raises(InputError, match="training diverged: the loss of epoch 1 is nan"):
+    with pytest.raises(InputError, match="training diverged: the loss is no longer a number at step 1 of epoch 1"):
         run(data, TrainConfig(epochs=1, batch_size=16), model)
 
 

@@ -8,15 +8,26 @@ from conftest import ROOT
 LAYERS = [
     {"errors"},
     {"config", "files", "record", "timings"},
-    {"devices", "recipes", "scaling", "shared_memory"},
+    {"devices", "recipes", "rendezvous", "scaling", "shared_memory"},
     {"communication"},
     {"datasets", "models", "distributed", "flags", "plots", "summary"},
-    {"loader", "checkpoint", "costmodel", "plots_speed", "report.diagrams"},
-    {"claims", "engine", "plots_cost"},
+    {
+        "endings",
+        "loader",
+        "checkpoint",
+        "costmodel",
+        "plots_speed",
+        "report.diagrams",
+        "report.members",
+    },
+    {"resume"},
+    {"watch"},
+    {"claims", "engine", "plots_cost", "plots_elastic"},
     {"prediction", "progress", "report.build", "report.costs", "results", "launch"},
+    {"elastic"},
     {"team"},
     {"anatomy", "benchmark", "notebooks", "ranks"},
-    {"experiment", "survey"},
+    {"doctor", "experiment", "survey"},
     {"course", "cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -32,11 +43,13 @@ NO_TORCH = {
     "plots",
     "plots_speed",
     "plots_cost",
+    "plots_elastic",
     "claims",
     "prediction",
     "summary",
     "report.build",
     "report.costs",
+    "report.members",
 }
 
 

@@ -1,0 +1,120 @@
+"""Checkpoints cut and altered at random, disks that are full, and exactness where it takes long to show."""
+
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import ROOT, make_data, make_run, run_on_ranks
+from interrupting import RUNS, SMALL, be_small_and_attentive, both_ways, in_folder, outcome, same, stop_early, train
+
+from ddp_workbook import plots
+from ddp_workbook.errors import InputError
+from ddp_workbook.files import save_record, write_whole
+from ddp_workbook.resume import newest_whole, read_sealed, resume_dir, saved_steps
+
+DRAWS = random.Random(int(os.environ.get("FAULT_SEED", "0")))
+
+
+def tries(number):
+    return range(1, int(os.environ.get("FAULT_TRIES", number)) + 1)
+
+
+def test_every_harmed_checkpoint_is_recognised(tmp_path, monkeypatch):
+    """Cut at a random length or with one byte changed; the one before it is used, and every tenth time run from."""
+    be_small_and_attentive(monkeypatch)
+    config = stop_early(tmp_path)
+    folder = resume_dir(config, "baseline")
+    newest, before = saved_steps(folder)
+    whole, expected = newest.read_bytes(), read_sealed(before)
+    recognised = 0
+    for attempt in tries(200):
+        place = DRAWS.randrange(len(whole))
+        other = whole[place] ^ DRAWS.randrange(1, 256)
+        newest.write_bytes(whole[:place] if attempt % 2 else whole[:place] + bytes([other]) + whole[place + 1 :])
+        said = []
+        path, content = newest_whole(folder, said.append)
+        recognised += path == before and same(content["model"], expected["model"]) and "torn or altered" in said[0]
+    print(f"\nharmed {attempt}: {recognised} recognised, and the one before them used")
+    assert recognised == attempt
+    plain = in_folder(config, tmp_path / "plain")
+    assert train(plain, make_data())
+    assert train(config, make_data(), resume=True)
+    assert same(outcome(plain), outcome(config))
+
+
+def test_three_ranks_go_on_exactly(tmp_path):
+    """From three on, a value's place in DDP's buckets decides the order of its sum, and so its last bit."""
+    expected = {name: (f"step-{at:06d}", True) for name, at in zip(RUNS, (4, 3, 2), strict=True)}
+    assert run_on_ranks(both_ways, 3, 3, tmp_path) == [expected] * 3
+
+
+def test_a_resnet_goes_on_exactly(tmp_path, monkeypatch):
+    from ddp_workbook import watch
+
+    monkeypatch.setattr(watch, "SECONDS_BETWEEN", 0)
+    run = replace(SMALL, model="resnet50", dropout=0.0, augment=True, batch_size=8, epochs=2, precision="auto")
+    plain, broken = in_folder(run, tmp_path / "plain"), in_folder(run, tmp_path / "broken")
+    assert train(plain, make_data())
+    assert not train(broken, make_data(), stop_at=8)
+    assert train(broken, make_data(), resume=True)
+    assert same(outcome(plain), outcome(broken))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 10 MB in memory."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", str(place)]
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("this system does not let root mount (a container without the right to)")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def fill(place):
+    with (place / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+        while True:
+            file.write(bytes(4096))
+
+
+WRITERS = {
+    "record": lambda path: save_record(make_run()[0], path),
+    "model": lambda path: write_whole(path, lambda file: torch.save(torch.ones(100_000), file)),
+    "figure": lambda path: plots.save_png(plots.training_plots(*make_run(kind="distributed")), path),
+    "PDF": lambda path: write_whole(path, lambda file: file.write(b"%PDF" + bytes(100_000))),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_full_disk_costs_no_earlier_file(kind, small_disk):
+    path = small_disk / "earlier"
+    path.write_bytes(b"earlier")
+    fill(small_disk)
+    with pytest.raises(InputError, match="No space left on device") as refusal:
+        WRITERS[kind](path)
+    assert "\n" not in str(refusal.value)
+    assert path.read_bytes() == b"earlier"
+    assert sorted(one.name for one in small_disk.iterdir()) == ["earlier", "filler"]
+
+
+@pytest.mark.parametrize("launcher", [[], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]])
+def test_a_run_whose_disk_fills_up_ends_with_one_line(launcher, small_disk, tmp_path):
+    """The MLP with Adam needs 6.8 MB a checkpoint: one goes onto the disk, the second does not."""
+    command = [sys.executable, *launcher, "distributed_train.py", "--recipe", "mlp-digits", "--checkpoint-every", "20"]
+    places = ["--results-dir", str(tmp_path / "results"), "--checkpoint-dir", str(small_disk)]
+    done = subprocess.run([*command, *places], capture_output=True, text=True, cwd=ROOT, check=False, timeout=120)
+    refusals = [line for line in done.stderr.splitlines() if line.startswith("distributed_train.py: error: ")]
+    assert len(refusals) == 1, done.stderr
+    assert "No space left on device" in refusals[0]
+    assert done.returncode == (1 if launcher else 2)  # torchrun's own code, and the script's
+    assert launcher or len(done.stderr.splitlines()) == 1
+    folder = small_disk / f"{'distributed' if launcher else 'baseline'}_mlp_digits"
+    assert newest_whole(folder, print)[0].name == "step-000020.pt"
+    assert [path.name for path in folder.iterdir()] == ["step-000020.pt"]
