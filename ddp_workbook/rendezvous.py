@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Callable
 from datetime import timedelta
 
 from torch.distributed import PrefixStore, TCPStore
@@ -22,6 +21,8 @@ from torch.distributed.elastic.rendezvous.api import (
     RendezvousStoreInfo,
     rendezvous_handler_registry,
 )
+
+from ddp_workbook.torchrun_plugin import create_handler
 
 NAME = "loopback"
 ADDRESS = "127.0.0.1"
@@ -39,6 +40,13 @@ def serve_store(port: int = 0, patience: timedelta = PATIENCE) -> TCPStore:
 
 class LoopbackRendezvous(RendezvousHandler):
     """One machine, so nobody to wait for; every round, a restart after a failure too, gets a store of its own."""
+
+    @classmethod
+    def of(cls, params: RendezvousParameters) -> LoopbackRendezvous:
+        """For torchrun's parameters. Raises ValueError for more than one machine."""
+        if params.max_nodes != 1:
+            raise ValueError("--rdzv-backend=loopback is for one machine; several need --rdzv-backend=c10d")
+        return cls(params.run_id)
 
     def __init__(self, run_id: str) -> None:
         self.run_id, self.store = run_id, None
@@ -70,23 +78,9 @@ class LoopbackRendezvous(RendezvousHandler):
         return True
 
 
-def create_handler(params: RendezvousParameters) -> RendezvousHandler:
-    """What torchrun calls for --rdzv-backend=loopback."""
-    if params.max_nodes != 1:
-        raise ValueError("--rdzv-backend=loopback is for one machine; several need --rdzv-backend=c10d")
-    return LoopbackRendezvous(params.run_id)
-
-
-def plug_in() -> Callable[[RendezvousParameters], RendezvousHandler]:
-    """What torchrun finds under its entry points (pyproject.toml)."""
-    return create_handler
-
-
 def main() -> None:
     """torchrun on this machine alone."""
     from torch.distributed import run
-
-    from ddp_workbook.rendezvous import create_handler  # not __main__'s: torchrun may have found this one already
 
     rendezvous_handler_registry.register(NAME, create_handler)
     run.main([f"--rdzv-backend={NAME}", f"--rdzv-endpoint={ADDRESS}", *sys.argv[1:]])

@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 LAYERS = [
-    {"errors"},
+    {"errors", "torchrun_plugin"},
     {"config", "files", "record", "timings"},
     {"devices", "recipes", "rendezvous", "scaling", "shared_memory"},
     {"communication"},

@@ -16,7 +16,8 @@ from torch.distributed.elastic.rendezvous.api import RendezvousParameters
 from ddp_workbook.distributed import read_timeout
 from ddp_workbook.errors import InputError
 from ddp_workbook.launch import torchrun
-from ddp_workbook.rendezvous import create_handler, plug_in, serve_store
+from ddp_workbook.rendezvous import serve_store
+from ddp_workbook.torchrun_plugin import create_handler, plug_in
 
 LOCAL = {"127.0.0.1", "::1"}
 SCRIPT = ROOT / "distributed_train.py"
