@@ -6,9 +6,9 @@ import pytest
 from conftest import ROOT
 
 LAYERS = [
-    {"errors", "torchrun_plugin"},
+    {"errors"},
     {"config", "files", "record", "timings"},
-    {"devices", "recipes", "rendezvous", "scaling", "shared_memory"},
+    {"devices", "recipes", "rendezvous", "scaling", "shared_memory", "torchrun_plugin"},
     {"communication"},
     {"datasets", "models", "distributed", "flags", "plots", "summary"},
     {

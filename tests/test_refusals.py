@@ -43,7 +43,7 @@ LINES = st.lists(st.one_of(FLAG, WORDS, st.tuples(FLAG, WORDS).map("=".join)), m
 @given(arguments=LINES, command=st.sampled_from([None, "run", "bench", "predict", "report", "doctor", "?"]))
 def test_whatever_is_typed_is_done_or_refused_in_one_line(arguments, command, monkeypatch, capsys):
     """The work itself is left out: what is left is reading the command line."""
-    monkeypatch.setattr(distributed_train, "run", lambda config, world: None)
+    monkeypatch.setattr(distributed_train, "run", lambda config, keeping, world: None)
     monkeypatch.setattr(cli, "DO", dict.fromkeys(cli.DO, lambda options: None))
     main, program = (distributed_train.main, TRAIN) if command is None else (cli.main, "ddp-workbook")
     monkeypatch.setattr("sys.argv", [program, *([command] if command else []), *arguments])
