@@ -22,9 +22,11 @@ test: $(READY)
 test-faults: $(READY)
 	$(BIN)/pytest -s tests/faults
 
-# Timings of the training loop against the bare step; alone on the machine, please.
+# The training loop against the bare step, and against what people use instead: an hour, alone on the machine, please.
 bench: $(READY)
+	$(BIN)/pip install --quiet --editable ".[bench]"
 	$(BIN)/python bench/training_loop.py
+	$(BIN)/python bench/compare.py
 
 # After changing a notebook: run all four on their own defaults (CIFAR-10) and keep the outputs.
 notebooks: $(READY)

@@ -2,6 +2,7 @@
 
 On two processes of this machine (NCCL on GPUs, Gloo on CPUs):
     torchrun --standalone --nproc_per_node=2 distributed_train.py --batch-size 64 --epochs 10 --lr 0.1 --momentum 0.9
+With --rdzv-backend=loopback in place of --standalone, no port is open to the network (in an installed workbook).
 The serial baseline is the same script without torchrun:
     python distributed_train.py --batch-size 128
 Without any download, in about a minute:

@@ -145,10 +145,9 @@ def picture(rows: pd.DataFrame):
             reach = [[found.value - found.low], [found.high - found.value]]
             ax.errorbar(found.value, place, xerr=reach, color="black", capsize=3)
         ax.set(yticks=range(len(names)), yticklabels=names, xlabel="training, images/s")
-        ax.set_title(f"{job}, {processes} process" + "es" * (processes > 1), fontsize=10)
+        title = f"{job}, {processes} process" + "es" * (processes > 1)
+        ax.set_title(f"{title}\nmedian and {spread_words(len(rates))}", fontsize=10)
         ax.invert_yaxis()
-    rounds = int(rows.groupby(["job", "processes"])["round"].nunique().min())
-    figure.suptitle(f"Median and {spread_words(rounds)} of runs that took turns", fontsize=10)
     return figure
 
 

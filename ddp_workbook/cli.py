@@ -1,4 +1,4 @@
-"""`ddp-workbook run | bench | predict | report`: the course from a shell. Training alone is distributed_train.py."""
+"""`ddp-workbook run | bench | predict | report | doctor`: the course from a shell. distributed_train.py trains."""
 
 from __future__ import annotations
 
@@ -80,6 +80,18 @@ class Predict:
     """Folder that holds <recipe>/survey.json, and gets <recipe>/prediction.png."""
 
 
+@dataclass(frozen=True)
+class Doctor:
+    """Say what stands in the way of a run on this machine, and what mends it; exit code 1 when something does."""
+
+    data_dir: Path = Path("data")
+    """Folder with CIFAR-10 and MNIST."""
+    results_dir: Path = Path("results")
+    """Folder that a run writes its results into."""
+    checkpoint_dir: Path = Path("checkpoints")
+    """Folder that a run writes its model into."""
+
+
 def run(options: Run) -> None:
     """Raises InputError for options that cannot work, NotebookError when a cell fails."""
     from ddp_workbook.notebooks import run_course
@@ -151,13 +163,24 @@ def predict(options: Predict) -> None:
     )
 
 
+def doctor(options: Doctor) -> None:
+    """Ends with code 1 when there is a fault."""
+    from ddp_workbook.doctor import describe, examine
+
+    findings = examine(options.data_dir, options.results_dir, options.checkpoint_dir)
+    print(describe(findings))
+    if any(one.state == "fault" for one in findings):
+        sys.exit(1)
+
+
 COMMANDS = (
     Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
-DO: dict[type, Callable] = {Run: run, Bench: bench, Predict: predict, Report: report}
+DO: dict[type, Callable] = {Run: run, Bench: bench, Predict: predict, Report: report, Doctor: doctor}
 
 
 def main() -> None:

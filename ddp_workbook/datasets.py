@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +20,10 @@ from torch.nn import functional
 
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.errors import InputError
-from ddp_workbook.record import DatasetInfo
+from ddp_workbook.record import LONGEST_NAME, MOST_CLASSES, DatasetInfo, is_plain
+
+LARGEST_MNIST = 48_000_000  # bytes; the largest of its files has 47,040,016
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # PIL goes by content: an EPS named .png would run Ghostscript
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,10 @@ def _read_mnist(config: TrainConfig) -> Parts:
     from torchvision.datasets import MNIST
 
     train, test = _fetch(MNIST, config.data_dir, "MNIST", "MNIST/raw/*-ubyte")
+    for part in (train, test):
+        agree = part.data.shape == (len(part.targets), 28, 28) and part.targets.unique().tolist() == list(range(10))
+        if not agree:
+            raise InputError(f"damaged data: {config.data_dir / 'MNIST'} is not MNIST; move it away to download it")
 
     def convert(part: MNIST) -> ImageSet:
         return ImageSet(_fit_square(part.data.unsqueeze(-1), config), part.targets.long())
@@ -117,6 +126,7 @@ def _read_imagefolder(config: TrainConfig) -> Parts:
     parts = {}
     for name in ("train", "test"):
         folder = config.data_dir / name
+        _require_plain_tree(folder, config.data_dir.resolve())
         try:
             parts[name] = ImageFolder(str(folder))
         except (OSError, ValueError) as error:
@@ -126,13 +136,32 @@ def _read_imagefolder(config: TrainConfig) -> Parts:
         raise InputError(
             f"{config.data_dir}: train and test must have the same classes; only one has: {', '.join(odd)}"
         )
-    if len(parts["train"].classes) < 2:
-        raise InputError(f"{config.data_dir}: at least two classes are needed, found {parts['train'].classes}")
+    if not 2 <= len(parts["train"].classes) <= MOST_CLASSES:
+        count = len(parts["train"].classes)
+        raise InputError(f"{config.data_dir}: from two to {MOST_CLASSES} classes can be trained, found {count}")
     needed = sum(len(part.samples) for part in parts.values()) * config.image_size**2 * 3
     if needed > psutil.virtual_memory().available // 2:
         raise InputError(f"{config.data_dir} would take {needed / 1e9:.1f} GB in memory; use a smaller --image-size")
     classes = tuple(parts["train"].classes)
     return classes, _decode(parts["train"].samples, config), _decode(parts["test"].samples, config)
+
+
+def _require_plain_tree(folder: Path, root: Path) -> None:
+    """Raise InputError for what a folder from elsewhere could do harm with: names that are no text, links that lead
+    out of the data folder or round in circles, and things that are no files (reading a pipe never ends).
+    """
+    if not Path(os.path.realpath(folder)).is_relative_to(root):
+        raise InputError(f"{folder} is a link out of {root}; give its own place as --data-dir")
+    for here, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(here, name)
+            if not is_plain(name) or len(name) > LONGEST_NAME:
+                raise InputError(f"{str(path)!a}: rename it without control characters, in {LONGEST_NAME} letters")
+            if path.is_symlink() and (path.is_dir() or not Path(os.path.realpath(path)).is_relative_to(root)):
+                raise InputError(f"{path} is a link to a folder or out of {root}; put the images themselves there")
+        for name in files:
+            if not Path(here, name).is_file():
+                raise InputError(f"{Path(here, name)} is not a file; remove it")
 
 
 def _decode(samples: list[tuple[str, int]], config: TrainConfig) -> ImageSet:
@@ -142,9 +171,12 @@ def _decode(samples: list[tuple[str, int]], config: TrainConfig) -> ImageSet:
     images = torch.empty(len(samples), size, size, 3, dtype=torch.uint8)
     for i, (path, _) in enumerate(samples):
         try:
-            with Image.open(path) as image:
+            with (
+                warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
+                Image.open(path, formats=FORMATS) as image,
+            ):
                 square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # PIL's readers meet a torn file in many ways
             raise InputError(f"{path} cannot be read as an image ({error}); remove or replace it") from error
         images[i] = torch.from_numpy(np.array(square))
     return ImageSet(images, torch.tensor([label for _, label in samples]))
@@ -160,7 +192,7 @@ _READERS: dict[str, Callable[[TrainConfig], Parts]] = {
 
 def _fetch(reader: type, data_dir: Path, folder: str, expected: str) -> tuple:
     """torchvision's train and test part; downloads at most once, whichever process comes first."""
-    with suppress(RuntimeError, OSError):  # not there, or not whole
+    with suppress(*_TORN):  # not there, or not whole
         return _open_parts(reader, data_dir)
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -168,7 +200,7 @@ def _fetch(reader: type, data_dir: Path, folder: str, expected: str) -> tuple:
             if not (data_dir / folder).exists():
                 _download(reader, data_dir, folder)
             return _open_parts(reader, data_dir)
-    except (RuntimeError, OSError) as error:
+    except _TORN as error:
         _remove_if_empty(data_dir, data_dir / f".{folder}.lock")
         present = "damaged" if (data_dir / folder).exists() else "missing"
         raise InputError(
@@ -177,7 +209,14 @@ def _fetch(reader: type, data_dir: Path, folder: str, expected: str) -> tuple:
         ) from error
 
 
+_TORN = (RuntimeError, OSError, ValueError, LookupError, AssertionError)  # how torchvision meets a file that is torn
+
+
 def _open_parts(reader: type, data_dir: Path) -> tuple:
+    """Raises OSError, too, for a file of MNIST, which has no sums, that is far too large to be one."""
+    large = [path for path in data_dir.glob("MNIST/raw/*-ubyte") if path.stat().st_size > LARGEST_MNIST]
+    if large and reader.__name__ == "MNIST":
+        raise OSError(f"{large[0]} is larger than any file of MNIST")
     return tuple(reader(str(data_dir), train=train, download=False) for train in (True, False))
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 import inspect
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -20,8 +23,19 @@ from ddp_workbook.communication import CommunicationMeter
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.errors import InputError
 from ddp_workbook.record import Communication
+from ddp_workbook.rendezvous import ADDRESS, serve_store
 
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}  # Gloo wants the interface's name; Windows has none that it takes
+
+DEFAULT_TIMEOUT = 600  # seconds
+LOST = (
+    "gloo/transport", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed",
+    "Timed out waiting", "remote process",
+)  # fmt: skip
+
+
+class LostContact(RuntimeError):
+    """Another rank can no longer be reached; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +69,37 @@ def read_world() -> World:
         raise InputError(f"{', '.join(names)} must all be whole numbers ({error}); start with torchrun") from None
 
 
+def read_timeout() -> timedelta:
+    """How long a rank waits for another before it gives up: DDP_TIMEOUT in seconds, on every machine the same."""
+    text = os.environ.get("DDP_TIMEOUT", str(DEFAULT_TIMEOUT))
+    if not text.isascii() or not text.isdigit() or not 1 <= len(text) <= 5 or int(text) == 0:
+        raise InputError(f"DDP_TIMEOUT must be whole seconds from 1 to 99999, not {text!r}")
+    return timedelta(seconds=int(text))
+
+
 def bind_to_loopback() -> None:
     """Let Gloo use the loopback interface: no port open to the network, no lookup of this machine's name."""
     if sys.platform in LOOPBACK:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[sys.platform])
 
 
+def bind_to_network() -> None:
+    """Let Gloo use the interface that leads to rank 0. By itself it takes the one of this machine's own name, which
+    many systems resolve to loopback, where no other machine finds it.
+    """
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((os.environ["MASTER_ADDR"], 9))  # sends nothing: it only chooses a route
+        own = probe.getsockname()[0]
+        for name, addresses in psutil.net_if_addrs().items():
+            if own in [one.address for one in addresses]:
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
 @contextmanager
 def process_group(world: World, backend: str, device: torch.device) -> Iterator[None]:
     """Join the ranks for the length of the block; on one machine nothing leaves the loopback interface.
+
+    Raises LostContact when a rank does not answer within read_timeout(), because it ended or the network is gone.
 
     Leave nothing that holds the group (a DDP model, say) alive after the block: Gloo's threads are joined when the
     last reference goes. If that is during the interpreter's own shutdown, a thread that still has a finished
@@ -73,27 +109,59 @@ def process_group(world: World, backend: str, device: torch.device) -> Iterator[
     if not world.launched:
         yield
         return
-    if world.size == world.local_size:
+    timeout = read_timeout()
+    one_machine = world.size == world.local_size
+    if one_machine:
         bind_to_loopback()
+    else:
+        bind_to_network()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store = _store_of_this_start(world) if world.restarts and world.size == world.local_size else {}
-    dist.init_process_group(backend, device_id=device if backend == "nccl" else None, **store)
-    yield  # not in a try block: when a rank fails, waiting here for the others would hide its error
-    gc.collect()
-    dist.barrier()
+    with _tell_lost_contact(world, timeout):
+        store = _store_of_one_machine(world, timeout) if one_machine else {}
+        dist.init_process_group(backend, timeout=timeout, device_id=device if backend == "nccl" else None, **store)
+        yield  # nothing waits for the others when this rank fails: that would hide its error
+        gc.collect()
+        dist.barrier()
     dist.destroy_process_group()
 
 
-def _store_of_this_start(world: World) -> dict[str, object]:
-    """The store that torchrun serves, without what the ranks wrote there before they were restarted.
+def _store_of_one_machine(world: World, timeout: timedelta) -> dict[str, object]:
+    """Where the ranks meet, if it must be another place than torch's own choice.
 
-    torchrun --standalone keeps one store over all restarts, and in it the addresses of ranks that are dead: who reads
-    one before the new rank has written its own cannot connect. (Machines count their restarts each for itself, so that
-    several cannot part their starts in this way.)
+    Where torchrun serves no store, rank 0 would open one on all interfaces. Where it does (--standalone), it keeps one
+    store over all restarts, and in it the addresses of ranks that are dead: who reads one before the new rank has
+    written its own cannot connect. (Machines count their restarts each for itself; several cannot be told apart so.)
     """
-    store, rank, size = next(dist.rendezvous("env://"))
-    return {"store": dist.PrefixStore(f"restart {world.restarts}", store), "rank": rank, "world_size": size}
+    place = {"rank": world.rank, "world_size": world.size}
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        if not world.restarts:
+            return {}
+        store, _, _ = next(dist.rendezvous("env://"))
+        return {"store": dist.PrefixStore(f"restart {world.restarts}", store), **place}
+    port = os.environ.get("MASTER_PORT", "")
+    if not port.isdigit() or not 0 < int(port) < 2**16:
+        raise InputError(f"MASTER_PORT must be a port's number, not {port!r}; start with torchrun")
+    try:
+        store = serve_store(int(port), timeout) if world.is_main else dist.TCPStore(ADDRESS, int(port), timeout=timeout)
+    except OSError as error:
+        raise InputError(f"MASTER_PORT {port} cannot be opened ({error.strerror}); choose another") from error
+    return {"store": store, **place}
+
+
+@contextmanager
+def _tell_lost_contact(world: World, timeout: timedelta) -> Iterator[None]:
+    """Turn what Gloo, NCCL and the stores say of a rank that is gone into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        of_network = isinstance(error, dist.DistNetworkError | dist.DistStoreError)
+        if not of_network and not any(sign in str(error) for sign in LOST):
+            raise
+        raise LostContact(
+            f"rank {world.rank} of {world.size} lost contact with another rank, which ended (its own error comes "
+            f"first) or could not be reached for DDP_TIMEOUT={timeout.seconds} s; see to it and start again"
+        ) from None
 
 
 def reduce_sum(value: Tensor) -> Tensor:
@@ -147,12 +215,6 @@ def leave_group(together: bool) -> None:
         if together:
             dist.barrier()
         dist.destroy_process_group()
-
-
-def lost_peer(error: BaseException) -> bool:
-    """Whether this error says only that another rank has gone, which has told its own error."""
-    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed")
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from ddp_workbook.distributed import World, lost_peer
+from ddp_workbook.distributed import LostContact, World
 from ddp_workbook.errors import InputError
 
 
@@ -63,8 +63,8 @@ def tell(error: BaseException, program: str, world: World) -> int:
         line, code = str(error), 128 + error.number
     elif isinstance(error, KeyboardInterrupt):
         line, code = "interrupted", 128 + signal.SIGINT
-    elif lost_peer(error):
-        print(f"rank {world.rank}: another rank has gone; why, it says itself", file=sys.stderr, flush=True)
+    elif isinstance(error, LostContact):
+        print(f"{program}: {error}", file=sys.stderr, flush=True)
         return 1
     else:
         raise error

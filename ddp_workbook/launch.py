@@ -29,8 +29,11 @@ def torchrun(
     processes: int,
     script: Path = Path("distributed_train.py"),
     on_line: Callable[[str], None] = lambda line: print(line, flush=True),
+    restarts: int = 0,
 ) -> None:
     """Run `script` on `processes` ranks of this machine, passing each line of output on as it comes.
+
+    When a rank dies, torchrun starts all of them anew, at most `restarts` times.
 
     Unlike `!torchrun` in a notebook, it raises when a rank fails: InputError when the script refused its input, else
     LaunchError with that rank's own error. Interrupting it ends every process that it started.
@@ -41,7 +44,7 @@ def torchrun(
         raise InputError(f"{script} is not here; run this from the workbook's folder")
     with tempfile.TemporaryDirectory(prefix="torchrun-") as folder:
         error_file = Path(folder) / "error.json"
-        process = _start(_command(script, processes, arguments), _environment(processes, error_file))
+        process = _start(_command(script, processes, arguments, restarts), _environment(processes, error_file))
         refusal = None
         try:
             for line in process.stdout:
@@ -58,9 +61,10 @@ def torchrun(
             raise LaunchError(_first_error(error_file) or f"torchrun ended with exit code {code}")
 
 
-def _command(script: Path, processes: int, arguments: Sequence[str]) -> list[str]:
-    torchrun_module = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return [*torchrun_module, f"--nproc_per_node={processes}", str(script), *map(str, arguments)]
+def _command(script: Path, processes: int, arguments: Sequence[str], restarts: int) -> list[str]:
+    torchrun_module = [sys.executable, "-m", "ddp_workbook.rendezvous"]  # torchrun with a store on loopback alone
+    options = [f"--nproc_per_node={processes}", f"--max-restarts={restarts}"]
+    return [*torchrun_module, *options, str(script), *map(str, arguments)]
 
 
 def _environment(processes: int, error_file: Path) -> dict[str, str]:

@@ -7,19 +7,18 @@ import io
 import linecache
 import os
 import signal
-import socket
 import sys
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 
 import torch
-import torch.distributed as dist
 
 from ddp_workbook.devices import choose_threads
 from ddp_workbook.distributed import bind_to_loopback
 from ddp_workbook.errors import InputError
 from ddp_workbook.launch import MOST_PROCESSES, LaunchError
+from ddp_workbook.rendezvous import ADDRESS, serve_store
 from ddp_workbook.team import process_context
 
 CELL = "<cell>"
@@ -37,7 +36,7 @@ def run_on_ranks(
     if not 1 <= processes <= MOST_PROCESSES:
         raise InputError(f"the number of processes must be from 1 to {MOST_PROCESSES}, not {processes}")
     context = process_context()
-    store = _loopback_store(processes)
+    store = serve_store()  # as torchrun's agent would offer it, but open to this machine alone
     pipes, workers = [], []
     for rank in range(processes):
         ours, theirs = context.Pipe(duplex=False)
@@ -57,15 +56,6 @@ def run_on_ranks(
             worker.join()
 
 
-def _loopback_store(processes: int) -> dist.TCPStore:
-    """Where the ranks find each other, as torchrun's agent would offer it, but open to this machine alone."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
-    return dist.TCPStore(
-        "127.0.0.1", port, processes, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
-    )
-
-
 def _variables(rank: int, processes: int, port: int) -> dict[str, str]:
     """What torchrun sets for a script."""
     return {
@@ -73,7 +63,7 @@ def _variables(rank: int, processes: int, port: int) -> dict[str, str]:
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_ADDR": ADDRESS,
         "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is there; rank 0 need not make one
     }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import fields
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.errors import InputError
@@ -14,9 +16,32 @@ from ddp_workbook.files import load_record
 
 SCHEMA_VERSION = 1
 
-Count = Annotated[int, Field(ge=0)]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+MOST_CLASSES = 1000
+LONGEST_NAME = 200  # characters of a class's name, or of what a machine calls itself
+
+
+def is_plain(text: str) -> bool:
+    """Whether it is text and nothing else: no control characters, nothing that UTF-8 cannot write."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
+
+
+def _plain(text: str) -> str:
+    if not is_plain(text):
+        raise ValueError("must not contain control characters")
+    return text
+
+
+def _moment(text: str) -> str:
+    """A run cannot have finished at a time that is none, or before the workbook was written."""
+    if datetime.fromisoformat(text).year < 2000:
+        raise ValueError("must be a year from 2000 on")
+    return text
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Amount = Annotated[float, Field(ge=0, le=1e18, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(_plain)]
 RunKind = Literal["baseline", "distributed"]
 
 
@@ -46,24 +71,24 @@ class Strict(BaseModel):
 class Environment(Strict):
     """The machine and the software that a run used."""
 
-    cpu: str
+    cpu: Name
     cores: Annotated[int, Field(ge=1)]
     memory_bytes: Count
-    os: str
-    python: str
-    torch: str
-    torchvision: str
-    device: str
-    accelerator: str | None
+    os: Name
+    python: Name
+    torch: Name
+    torchvision: Name
+    device: Name
+    accelerator: Name | None
     accelerator_count: Count
-    git_commit: str | None
+    git_commit: Name | None
 
 
 class WorldInfo(Strict):
     """How many processes a run had, and how they were tied together."""
 
     processes: Annotated[int, Field(ge=1)]
-    backend: str | None
+    backend: Name | None
     threads_per_process: Annotated[int, Field(ge=1)]
     oversubscribed: bool
     global_batch: Annotated[int, Field(ge=1)]
@@ -73,8 +98,8 @@ class WorldInfo(Strict):
 class DatasetInfo(Strict):
     """The images, with a fingerprint (SHA-256 over the pixels and labels as they were read)."""
 
-    name: str
-    classes: list[str]
+    name: Name
+    classes: Annotated[list[Name], Field(min_length=1, max_length=MOST_CLASSES)]
     train_images: Count
     test_images: Count
     fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -85,8 +110,8 @@ class RunRecord(Strict):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     kind: RunKind
-    recipe: str
-    finished_at: str
+    recipe: Name
+    finished_at: Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(_moment)]
     config: RecordedConfig
     world: WorldInfo
     environment: Environment

@@ -288,6 +288,19 @@ def make_survey() -> SurveyRecord:
     )
 
 
+@pytest.fixture
+def course_folder(tmp_path: Path) -> Path:
+    """Where a course was finished: records, a report, a checkpoint, report.toml."""
+    from invocations import finish_course
+
+    finish_course(tmp_path / "results" / "resnet50-digits")
+    (tmp_path / "results" / "resnet50-digits" / "report.pdf").write_text("an earlier report")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "baseline_mlp_digits.pth").write_text("an earlier model")
+    (tmp_path / "report.toml").write_bytes((ROOT / "report.toml").read_bytes())
+    return tmp_path
+
+
 needs_real_data = pytest.mark.skipif(
     not (ROOT / "data" / "cifar-10-batches-py").exists() or not (ROOT / "data" / "MNIST").exists(),
     reason="CIFAR-10 and MNIST are not under data/ (download them with notebook 01)",

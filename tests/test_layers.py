@@ -8,17 +8,26 @@ from conftest import ROOT
 LAYERS = [
     {"errors"},
     {"config", "files", "record", "timings"},
-    {"devices", "recipes", "scaling", "shared_memory"},
+    {"devices", "recipes", "rendezvous", "scaling", "shared_memory", "torchrun_plugin"},
     {"communication"},
     {"datasets", "models", "distributed", "flags", "plots", "summary"},
-    {"endings", "loader", "checkpoint", "costmodel", "plots_speed", "report.diagrams"},
+    {
+        "endings",
+        "loader",
+        "checkpoint",
+        "costmodel",
+        "plots_speed",
+        "report.diagrams",
+        "report.members",
+    },
     {"resume"},
     {"watch"},
-    {"claims", "engine", "plots_cost"},
+    {"claims", "engine", "plots_cost", "plots_elastic"},
     {"prediction", "progress", "report.build", "report.costs", "results", "launch"},
+    {"elastic"},
     {"team"},
     {"anatomy", "benchmark", "notebooks", "ranks"},
-    {"experiment", "survey"},
+    {"doctor", "experiment", "survey"},
     {"course", "cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -34,11 +43,13 @@ NO_TORCH = {
     "plots",
     "plots_speed",
     "plots_cost",
+    "plots_elastic",
     "claims",
     "prediction",
     "summary",
     "report.build",
     "report.costs",
+    "report.members",
 }
 
 

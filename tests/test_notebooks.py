@@ -21,7 +21,7 @@ WRITTEN = [
     "baseline_vs_distributed_comparison.png", "speedup_analysis.png", "performance_comparison.csv",
     "classification_report.txt", "test_summary.json", "benchmark.json", "report.pdf", "anatomy.json", "survey.json",
     "step_anatomy.png", "step_timeline.png", "all_reduce.png", "pay_map.png", "predicted_speedup.png", "prediction.png",
-    "training_plots_worldsize_2.png",
+    "training_plots_worldsize_2.png", "restart.png",
 ]  # fmt: skip
 
 

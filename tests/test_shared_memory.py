@@ -12,7 +12,7 @@ from torch import nn
 
 import distributed_train
 from ddp_workbook import shared_memory
-from ddp_workbook.config import TrainConfig
+from ddp_workbook.config import Keeping, TrainConfig
 from ddp_workbook.distributed import World, wrap_ddp
 from ddp_workbook.errors import InputError
 from ddp_workbook.shared_memory import require_shared_memory
@@ -87,4 +87,4 @@ def test_compression_is_for_an_all_reduce():
 
 def test_the_script_refuses_before_any_process_waits(config):
     with pytest.raises(InputError, match="on one machine"):
-        distributed_train.run(replace(config, averaging="shared-memory"), World(0, 2, 0, 1, launched=True))
+        distributed_train.run(replace(config, averaging="shared-memory"), Keeping(), World(0, 2, 0, 1, launched=True))

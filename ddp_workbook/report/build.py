@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import tomllib
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
 
 import typst
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddp_workbook import plots, plots_speed
 from ddp_workbook.claims import claims_table
@@ -20,13 +17,12 @@ from ddp_workbook.files import load_record, write_whole
 from ddp_workbook.record import CourseSummary, HistoryRecord, RunRecord, load_run
 from ddp_workbook.report import diagrams
 from ddp_workbook.report.costs import costs_content, draw_costs
+from ddp_workbook.report.members import TEAM_FILE, Team, load_team
 from ddp_workbook.scaling import Interval, accuracy_difference, bound_shares, require_comparable, speedup_table, verdict
 from ddp_workbook.summary import class_accuracies, comparison_table, summarise_run
 from ddp_workbook.timings import AnatomyRecord, BenchmarkRecord, SurveyRecord
 
 HERE = Path(__file__).resolve().parent
-TEAM_FILE = Path("report.toml")
-LARGEST_TEAM_FILE = 100_000  # bytes
 MODELS = {
     "resnet50": {"title": "a ResNet-50"},
     "mlp": {"title": "a multilayer perceptron", "layers": "hidden layers of 512, 256 and 128 units"},
@@ -35,40 +31,7 @@ MODELS = {
         "layers": "two convolutions with 32 and 64 channels, each followed by pooling, and a hidden layer of 128 units",
     },
 }
-
-Text = Annotated[str, Field(min_length=1, max_length=2000)]
-
-
-class Member(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    name: Text
-    contribution: Text
-
-
-class Team(BaseModel):
-    """report.toml: what only the reader can know."""
-
-    model_config = ConfigDict(extra="forbid")
-    title: Text
-    course: Text
-    institution: Text
-    repository: Text
-    members: Annotated[list[Member], Field(min_length=1, max_length=50)]
-
-
-def load_team(path: Path) -> Team:
-    """Raises InputError, naming the field, when the file is missing or does not fit."""
-    try:
-        if path.stat().st_size > LARGEST_TEAM_FILE:
-            raise InputError(f"{path} is larger than {LARGEST_TEAM_FILE} bytes; keep to names and contributions")
-        return Team.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror}); restore it from the repository") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid TOML ({error})") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{path} does not fit: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+UNUSABLE = (ValueError, LookupError, ArithmeticError, typst.TypstError)  # how drawing meets numbers that make no sense
 
 
 def build_report(run_dir: Path, team_file: Path = TEAM_FILE) -> Path:
@@ -78,12 +41,35 @@ def build_report(run_dir: Path, team_file: Path = TEAM_FILE) -> Path:
     """
     team = load_team(team_file)
     runs = [load_run(run_dir, kind) for kind in ("baseline", "distributed")]
-    (baseline, baseline_history), (distributed, distributed_history) = runs
-    require_comparable(baseline, distributed)
+    require_comparable(runs[0][0], runs[1][0])
     benchmark = load_record(BenchmarkRecord, run_dir / "benchmark.json")
     summary = load_record(CourseSummary, run_dir / "test_summary.json")
     anatomy = load_record(AnatomyRecord, run_dir / "anatomy.json")
     survey = load_record(SurveyRecord, run_dir / "survey.json")
+    try:
+        pdf = _compile(team, runs, benchmark, summary, anatomy, survey)
+    except UNUSABLE as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise InputError(f"no report can be made of {run_dir}/*.json ({reason}); run notebook 04 again") from error
+    except OSError as error:
+        raise InputError(
+            f"cannot make the report in {tempfile.gettempdir()} ({error.strerror or error}); free some space"
+        ) from error
+    target = run_dir / "report.pdf"
+    write_whole(target, lambda file: file.write(pdf))
+    return target
+
+
+def _compile(
+    team: Team,
+    runs: list[tuple[RunRecord, HistoryRecord]],
+    benchmark: BenchmarkRecord,
+    summary: CourseSummary,
+    anatomy: AnatomyRecord,
+    survey: SurveyRecord,
+) -> bytes:
+    """The PDF. typst is given a folder of its own and reads nothing outside it."""
+    (baseline, baseline_history), (distributed, distributed_history) = runs
     with tempfile.TemporaryDirectory(prefix="report-") as folder:
         root = Path(folder)
         for name in ("report.typ", "references.yml"):
@@ -93,16 +79,13 @@ def build_report(run_dir: Path, team_file: Path = TEAM_FILE) -> Path:
         content = _content(team, baseline, distributed, benchmark, summary)
         content |= {"costs": costs_content(anatomy, survey), "claims": claims_table(anatomy, survey, benchmark)}
         (root / "data.json").write_text(json.dumps(content), encoding="utf-8")
-        pdf = typst.compile(
+        return typst.compile(
             str(root / "report.typ"),
             root=str(root),
             ignore_system_fonts=True,
             pdf_standards="ua-1",
             timestamp=int(datetime.fromisoformat(distributed.finished_at).timestamp()),
         )
-    target = run_dir / "report.pdf"
-    write_whole(target, lambda file: file.write(pdf))
-    return target
 
 
 def _draw(root: Path, runs: list[RunRecord], histories: list[HistoryRecord], benchmark: BenchmarkRecord) -> None:

@@ -1,0 +1,62 @@
+"""report.toml: what only the reader can know. It may come from anybody, so it is text of bounded size and no more."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from ddp_workbook.errors import InputError
+from ddp_workbook.record import is_plain
+
+TEAM_FILE = Path("report.toml")
+LARGEST_TEAM_FILE = 100_000  # bytes
+
+
+def _one_paragraph(text: object) -> object:
+    """Line breaks become spaces; other control characters are refused."""
+    if not isinstance(text, str):
+        return text
+    joined = " ".join(text.split())
+    if not is_plain(joined):
+        raise ValueError("must not contain control characters")
+    return joined
+
+
+Text = Annotated[str, BeforeValidator(_one_paragraph), Field(min_length=1, max_length=2000)]
+
+
+class Member(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: Text
+    contribution: Text
+
+
+class Team(BaseModel):
+    """report.toml: what only the reader can know."""
+
+    model_config = ConfigDict(extra="forbid")
+    title: Text
+    course: Text
+    institution: Text
+    repository: Text
+    members: Annotated[list[Member], Field(min_length=1, max_length=50)]
+
+
+def load_team(path: Path) -> Team:
+    """Raises InputError, naming the field, when the file is missing or does not fit."""
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is not a file; restore it from the repository")
+        if path.stat().st_size > LARGEST_TEAM_FILE:
+            raise InputError(f"{path} is larger than {LARGEST_TEAM_FILE} bytes; keep to names and contributions")
+        return Team.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror}); restore it from the repository") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{path} does not fit: {'.'.join(map(str, first['loc']))[:80]}: {first['msg']}") from None
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number of 5000 digits, brackets without end
+        raise InputError(f"{path} is not valid TOML ({str(error)[:200]})") from None

@@ -1,0 +1,9 @@
+"""Invalid invocations, the whole table: exit code 2, one line, no traceback, earlier results byte-identical."""
+
+import pytest
+from invocations import TABLE, check_refused
+
+
+@pytest.mark.parametrize("case", TABLE, ids=lambda case: case.name)
+def test_an_invalid_invocation(case, refuse, course_folder, monkeypatch):
+    check_refused(case, refuse, course_folder, monkeypatch)
