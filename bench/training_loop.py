@@ -50,8 +50,8 @@ class ShortLoader(TrainLoader):
         self.limit = steps
         return self
 
-    def epoch(self, number: int):
-        return islice(super().epoch(number), self.limit)
+    def epoch(self, number: int, start: int = 0):
+        return islice(super().epoch(number, start), self.limit)
 
 
 def main(options: Options) -> None:
