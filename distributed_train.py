@@ -2,13 +2,17 @@
 
 On two processes of this machine (NCCL on GPUs, Gloo on CPUs):
     torchrun --standalone --nproc_per_node=2 distributed_train.py --batch-size 64 --epochs 10 --lr 0.1 --momentum 0.9
-With --rdzv-backend=loopback in place of --standalone, no port is open to the network (in an installed workbook).
+    (--rdzv-backend=loopback in place of --standalone: no port is open to the network, in an installed workbook)
+
 The serial baseline is the same script without torchrun:
     python distributed_train.py --batch-size 128
+
 Without any download, in about a minute:
     torchrun --standalone --nproc_per_node=2 distributed_train.py --recipe resnet50-digits --batch-size 32
+
 After an interruption (Ctrl-C, a crash, a power cut), go on where the last checkpoint was written:
     the same command with --resume
+
 All flags, each with its default:
     python distributed_train.py --help
 
@@ -35,7 +39,7 @@ from ddp_workbook.flags import parse_run
 from ddp_workbook.loader import TrainLoader
 from ddp_workbook.models import build_model
 from ddp_workbook.progress import describe_result, describe_run, make_reporters
-from ddp_workbook.results import check_writable, hold_folders, run_kind, save_run
+from ddp_workbook.results import check_writable, hold_folders, run_kind, save_run, tell_finished
 from ddp_workbook.resume import Keeper
 from ddp_workbook.shared_memory import require_shared_memory
 from ddp_workbook.watch import Watch
@@ -47,7 +51,9 @@ def run(config: TrainConfig, keeping: Keeping, world: World) -> None:
     device = choose_device(config.device, world.size, world.local_rank)
     backend = choose_backend(config.backend, device, world.local_size)  # NEW: what carries the gradients
     if config.averaging == "shared-memory":
-        require_shared_memory(device, world.size, world.local_size)
+        require_shared_memory(device, world.size, world.local_size)  # NEW: not every machine can
+    if keeping.resume and tell_finished(config, world):
+        return
     amp = Arithmetic(device, choose_precision(config.precision, device))
     set_threads(config, world.local_size)
     check_writable(config)

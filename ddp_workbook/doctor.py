@@ -130,7 +130,7 @@ def check_host_name() -> Finding:
     answer = answers[0] if answers else OSError(f"no answer in {LOOKUP_SECONDS} s")
     fails = isinstance(answer, Exception)
     what = f"{name} is not found ({answer})" if fails else f"{name} is {answer}"
-    advice = f"one machine does not need it; for several, add a line such as '127.0.1.1 {name}' to the hosts file"
+    advice = "one machine does not need it; for several, give every torchrun its own --local-addr (launch/README.md)"
     return _judge("host name", what, warning=advice if fails else "")
 
 

@@ -20,8 +20,8 @@ from ddp_workbook.plots_elastic import Life
 EPOCH = re.compile(r"epoch +(\d+)/")
 SIGNS = {  # what a line of output tells, by words in it
     "lost contact": "the other rank notices",
-    "going on after": "restarted, going on",
-    "starting afresh": "restarted, without a checkpoint",
+    "going on after": "restarted",
+    "starting afresh": "restarted without a checkpoint",
 }
 
 
@@ -39,10 +39,12 @@ class Observer:
         if found:
             self.life.epochs.append((now, int(found[1])))
             if int(found[1]) == self.kill_after and "killed" not in self.life.events:
+                time.sleep((now - self.life.epochs[-2][0]) / 2 if len(self.life.epochs) > 1 else 0)  # half an epoch
                 self._kill()
         for sign, meaning in SIGNS.items():
             if sign in line and "killed" in self.life.events:
-                self.life.events.setdefault(meaning, now)
+                where = f", {line.split(',')[0]}" if meaning == "restarted" else ""  # after which step of which epoch
+                self.life.events.setdefault(meaning + where, now)
 
     def _kill(self) -> None:
         ranks = {}

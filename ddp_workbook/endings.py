@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from ddp_workbook.distributed import LostContact, World
 from ddp_workbook.errors import InputError
+
+SECONDS_FOR_RANK_0 = 5  # to refuse for all; it may have started later
 
 
 class Stopped(Exception):
@@ -52,7 +55,10 @@ def stop_requests(world: World) -> Iterator[StopRequest]:
 
 
 def tell(error: BaseException, program: str, world: World) -> int:
-    """Say in one line, once over all ranks, why the run ends before its end, and give the exit code.
+    """Say in one line why the run ends before its end, and give the exit code.
+
+    Rank 0 speaks for all. A refusal that is its own alone another rank tells later: torchrun has ended it by then
+    wherever rank 0 refused as well.
 
     2 for bad input; 130 and 143 for SIGINT and SIGTERM, as a shell has them; 1 when another rank has gone, which has
     told its own error. What is none of these is raised again, and ends with its traceback.
@@ -68,6 +74,8 @@ def tell(error: BaseException, program: str, world: World) -> int:
         return 1
     else:
         raise error
-    if world.is_main:
+    if code == 2 and not world.is_main:
+        time.sleep(SECONDS_FOR_RANK_0)
+    if code == 2 or world.is_main:
         print(line, file=sys.stderr, flush=True)
     return code

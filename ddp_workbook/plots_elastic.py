@@ -34,6 +34,11 @@ def lives(disturbed: Life, undisturbed: Life) -> Figure:
     for number, (what, when) in enumerate(disturbed.events.items()):
         ax.axvline(when, color=GREY, linestyle=":", linewidth=1)
         ax.text(when, top * (0.30 - 0.10 * number), f" {what}, {when:.1f} s", fontsize=8, va="center")
-    ax.set(xlabel="time since the start of the run (s)", ylabel="epochs done", xlim=(0, None), ylim=(0, 1.05 * top))
+    ax.set(
+        xlabel="time since the start of the run (s)",
+        ylabel="epochs done",
+        xlim=(0, 1.2 * max(disturbed.seconds, 1)),
+        ylim=(0, 1.05 * top),
+    )
     ax.legend(loc="upper left")
     return figure

@@ -73,6 +73,14 @@ def hold_folders(config: TrainConfig, kind: RunKind, world: World) -> Iterator[N
         yield
 
 
+def tell_finished(config: TrainConfig, world: World) -> bool:
+    """Whether there is nothing to resume because this very run has finished; says so."""
+    found = finished_run(config, run_kind(world), world.size)
+    if found and world.is_main:
+        print(f"this run finished at {found[0].finished_at}; without --resume it would be trained again", flush=True)
+    return found is not None
+
+
 def describe_world(config: TrainConfig, world: World, backend: str, precision: str) -> WorldInfo:
     """The world part of the record."""
     threads = choose_threads(config.threads, world.local_size)

@@ -184,7 +184,9 @@ class Keeper:
             _say(f"{path} belongs to another run: starting afresh")
             return None
         if difference:
-            raise InputError(f"{path} {difference}; leave out --resume to start afresh")
+            raise InputError(
+                f"{path} {difference}; to start afresh leave out --resume (in notebook 02: RETRAIN = True)"
+            )
         saved = saved_steps(self.folder)
         self.kept = saved[saved.index(path) :][::-1]
         epoch, step = content["epoch"], content["step"]

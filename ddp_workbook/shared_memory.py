@@ -20,6 +20,8 @@ def require_shared_memory(device: torch.device, processes: int, local_processes:
     """Raise InputError where processes cannot average through shared memory."""
     if sys.platform == "win32":
         raise InputError("--averaging shared-memory needs Linux or macOS; use --averaging all-reduce")
+    if processes == 1:
+        raise InputError("--averaging shared-memory needs several processes; start them with torchrun")
     if device.type != "cpu":
         raise InputError(f"--averaging shared-memory needs --device cpu, not {device.type}: GPUs average by NCCL")
     if processes != local_processes:

@@ -28,7 +28,9 @@ export DDP_TIMEOUT=300
 # The data: fetched once, before anything waits for it.
 python -c "from ddp_workbook.datasets import load_dataset; from ddp_workbook.recipes import get_recipe; load_dataset(get_recipe('resnet50-cifar10'))"
 
-# srun starts the same line on every machine. --rdzv-id keeps a late process of another job out. --batch-size is per
+# srun starts the same line on every machine. --resume goes on with a run that was cut off, when the job is submitted or
+# requeued again, from the checkpoints on the shared file system; there are none the first time. --rdzv-id keeps a late
+# process of another job out. --batch-size is per
 # rank: on 2 machines with one rank each the global batch is 128.
 srun --kill-on-bad-exit=1 torchrun \
   --nnodes="$SLURM_JOB_NUM_NODES" \
@@ -36,4 +38,4 @@ srun --kill-on-bad-exit=1 torchrun \
   --rdzv-backend=c10d \
   --rdzv-endpoint="$HEAD_NODE:$PORT" \
   --rdzv-id="$SLURM_JOB_ID" \
-  distributed_train.py --recipe resnet50-cifar10 --batch-size 64
+  distributed_train.py --recipe resnet50-cifar10 --batch-size 64 --resume

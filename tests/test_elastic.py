@@ -38,5 +38,7 @@ def test_the_last_rank_is_killed_once_and_what_follows_is_told(monkeypatch):
         observer.on_line(line)
     assert Rank.killed == [1]
     assert [epoch for _, epoch in observer.life.epochs] == [1, 2, 2, 3]
-    assert list(observer.life.events) == ["killed", "the other rank notices", "restarted, going on"]
+    assert list(observer.life.events) == [
+        "killed", "the other rank notices", "restarted, going on after step 10 of epoch 2",
+    ]  # fmt: skip
     assert sorted(observer.life.events.values()) == list(observer.life.events.values())

@@ -19,7 +19,9 @@ from interrupting import (
     train,
 )
 
+import distributed_train
 from ddp_workbook import devices
+from ddp_workbook.checkpoint import checkpoint_path
 from ddp_workbook.config import Keeping
 from ddp_workbook.distributed import World
 from ddp_workbook.errors import InputError
@@ -126,3 +128,16 @@ def test_a_run_that_torchrun_restarts_goes_on_by_itself(stopped, capsys):
     assert "going on after step 8 of epoch 1" in capsys.readouterr().out
     assert train(replace(stopped, lr=0.2), make_data(), again)  # killed before its own first checkpoint
     assert "belongs to another run: starting afresh" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_not_trained_again_by_resume(tmp_path, capsys):
+    """As a scheduler that starts the same job twice would have it."""
+    config = in_folder(replace(SMALL, dataset="digits", image_size=28, epochs=1, batch_size=64), tmp_path)
+    distributed_train.run(config, Keeping(), ALONE)
+    before = checkpoint_path(config, "baseline").read_bytes()
+    capsys.readouterr()
+    distributed_train.run(config, Keeping(resume=True), ALONE)
+    assert capsys.readouterr().out.startswith("this run finished at ")
+    assert checkpoint_path(config, "baseline").read_bytes() == before
+    distributed_train.run(replace(config, seed=1), Keeping(resume=True), ALONE)
+    assert "starting afresh" in capsys.readouterr().out

@@ -73,7 +73,7 @@ def test_too_little_memory_is_told_on_every_rank(tmp_path):
 
 @pytest.mark.parametrize(
     ("device", "processes", "local", "message"),
-    [("cuda", 2, 2, "needs --device cpu"), ("cpu", 4, 2, "on one machine")],
+    [("cpu", 1, 1, "needs several processes"), ("cuda", 2, 2, "needs --device cpu"), ("cpu", 4, 2, "on one machine")],
 )
 def test_where_it_cannot_work(device, processes, local, message):
     with pytest.raises(InputError, match=message):
