@@ -132,7 +132,7 @@ def test_a_run_that_torchrun_restarts_goes_on_by_itself(stopped, capsys):
 
 def test_a_finished_run_is_not_trained_again_by_resume(tmp_path, capsys):
     """As a scheduler that starts the same job twice would have it."""
-    config = in_folder(replace(SMALL, dataset="digits", image_size=28, epochs=1, batch_size=64), tmp_path)
+    config = in_folder(replace(SMALL, dataset="digits", image_size=28, epochs=1, batch_size=64, lr_batch=64), tmp_path)
     distributed_train.run(config, Keeping(), ALONE)
     before = checkpoint_path(config, "baseline").read_bytes()
     capsys.readouterr()
