@@ -31,7 +31,7 @@ from ddp_workbook.checkpoint import TrainingState
 from ddp_workbook.config import Keeping, TrainConfig
 from ddp_workbook.datasets import Dataset, load_dataset
 from ddp_workbook.devices import Arithmetic, choose_backend, choose_device, choose_precision, set_threads
-from ddp_workbook.distributed import World, leave_group, process_group, read_world, wrap_ddp
+from ddp_workbook.distributed import World, from_main, leave_group, process_group, read_world, wrap_ddp
 from ddp_workbook.endings import Stopped, stop_requests, tell
 from ddp_workbook.engine import Reporter, build_optimizer, build_schedule, fit
 from ddp_workbook.errors import InputError
@@ -52,8 +52,6 @@ def run(config: TrainConfig, keeping: Keeping, world: World) -> None:
     backend = choose_backend(config.backend, device, world.local_size)  # NEW: what carries the gradients
     if config.averaging == "shared-memory":
         require_shared_memory(device, world.size, world.local_size)  # NEW: not every machine can
-    if keeping.resume and tell_finished(config, world):
-        return
     amp = Arithmetic(device, choose_precision(config.precision, device))
     set_threads(config, world.local_size)
     check_writable(config)
@@ -66,6 +64,8 @@ def run(config: TrainConfig, keeping: Keeping, world: World) -> None:
     with hold_folders(config, run_kind(world), world):
         reporters = make_reporters(config, world, run_kind(world), loader.steps)
         with process_group(world, backend, device):  # NEW: the ranks meet
+            if keeping.resume and from_main(lambda: tell_finished(config, world)):
+                return
             train(config, world, backend, amp, data, loader, reporters, keeper)
 
 

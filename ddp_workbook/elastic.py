@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,7 +52,7 @@ class Observer:
                 ranks[int(process.environ()["RANK"])] = process
             except (KeyError, ValueError, psutil.Error):  # torchrun itself, or gone
                 continue
-        ranks[max(ranks)].send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+        ranks[max(ranks)].kill()
         self.life.events["killed"] = time.perf_counter() - self.started
 
 
@@ -62,7 +61,7 @@ def run_observed(
 ) -> tuple[Life, dict[str, torch.Tensor]]:
     """One run under torchrun, with a checkpoint every so many steps and one restart allowed; its life and weights.
 
-    `kill_after`: kill the last rank as soon as that many epochs are done, in the middle of the next one.
+    `kill_after`: kill the last rank when that many epochs are done and half of the next one is, too.
     """
     config = replace(config, results_dir=folder / "results", checkpoint_dir=folder / "checkpoints")
     observer = Observer(kill_after)

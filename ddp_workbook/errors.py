@@ -16,8 +16,7 @@ def diverged(what: str) -> InputError:
     return InputError(f"training diverged: {what}; usual causes: {causes}")
 
 
-def exit_with(error: InputError, program: str, speak: bool = True) -> NoReturn:
-    """End the process with code 2 and the error's line on stderr (unless another rank already speaks)."""
-    if speak:
-        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+def exit_with(error: InputError, program: str) -> NoReturn:
+    """End the process with code 2 and the error's line on stderr."""
+    print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     sys.exit(2)

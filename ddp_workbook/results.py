@@ -36,6 +36,7 @@ from ddp_workbook.record import (
     load_run,
     record_paths,
 )
+from ddp_workbook.resume import resume_dir, saved_steps
 
 
 def run_kind(world: World) -> RunKind:
@@ -74,9 +75,13 @@ def hold_folders(config: TrainConfig, kind: RunKind, world: World) -> Iterator[N
 
 
 def tell_finished(config: TrainConfig, world: World) -> bool:
-    """Whether there is nothing to resume because this very run has finished; says so."""
-    found = finished_run(config, run_kind(world), world.size)
-    if found and world.is_main:
+    """Whether there is nothing to resume because this very run has finished; says so. For rank 0, which has the files.
+
+    An interrupted run with the same settings, begun after one that finished, is there to go on with.
+    """
+    kind = run_kind(world)
+    found = None if saved_steps(resume_dir(config, kind)) else finished_run(config, kind, world.size)
+    if found:
         print(f"this run finished at {found[0].finished_at}; without --resume it would be trained again", flush=True)
     return found is not None
 

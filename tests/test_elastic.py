@@ -16,7 +16,7 @@ class Rank:
     def environ(self):
         return {} if self.rank is None else {"RANK": str(self.rank)}
 
-    def send_signal(self, number):
+    def kill(self):
         self.killed.append(self.rank)
 
 

@@ -26,6 +26,7 @@ from ddp_workbook.config import Keeping
 from ddp_workbook.distributed import World
 from ddp_workbook.errors import InputError
 from ddp_workbook.loader import TrainLoader
+from ddp_workbook.results import finished_run, tell_finished
 from ddp_workbook.resume import Keeper, read_sealed, resume_dir, saved_steps
 
 
@@ -141,3 +142,14 @@ def test_a_finished_run_is_not_trained_again_by_resume(tmp_path, capsys):
     assert checkpoint_path(config, "baseline").read_bytes() == before
     distributed_train.run(replace(config, seed=1), Keeping(resume=True), ALONE)
     assert "starting afresh" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_after_a_finished_one_goes_on(stopped, capsys):
+    """Both have the same settings; what was begun last counts."""
+    assert train(stopped, make_data())
+    assert not train(stopped, make_data(), stop_at=8, checkpoint_every=4)
+    assert finished_run(stopped, "baseline", 1)
+    assert not tell_finished(stopped, ALONE)
+    assert "finished at" not in capsys.readouterr().out
+    assert train(stopped, make_data(), resume=True)
+    assert tell_finished(stopped, ALONE)
