@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import resnet50
@@ -45,6 +46,16 @@ def compute_by_matmul(model: nn.Module) -> None:
                 module.__class__ = MatmulConv2d
 
 
+class Dropout(nn.Dropout):
+    """torch's dropout, drawn faster on a CPU: uniform numbers take a third of the time of its Bernoulli draws."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or not self.training:
+            return super().forward(x)
+        kept = torch.rand(x.shape).ge_(self.p)  # drawn in float32: bf16 would round the probability
+        return x * kept.mul_(1 / (1 - self.p)).to(x.dtype)
+
+
 def build_resnet50(config: TrainConfig, classes: int) -> nn.Module:
     """torchvision's ResNet-50: images (N, 3, size, size) -> logits (N, classes).
 
@@ -70,7 +81,7 @@ def build_mlp(config: TrainConfig, classes: int) -> nn.Module:
     widths = [config.channels * config.image_size**2, 512, 256, 128]
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, outputs in itertools.pairwise(widths):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(config.dropout)]
+        layers += [nn.Linear(inputs, outputs), nn.ReLU(), Dropout(config.dropout)]
     return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
 
 
@@ -91,7 +102,7 @@ def build_cnn(config: TrainConfig, classes: int) -> nn.Module:
         nn.Flatten(),
         nn.Linear(64 * pooled**2, 128),
         nn.ReLU(),
-        nn.Dropout(config.dropout),
+        Dropout(config.dropout),
         nn.Linear(128, classes),
     )
 

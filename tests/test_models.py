@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models import resnet50
 
 from ddp_workbook.config import TrainConfig
-from ddp_workbook.models import MatmulConv2d, build_model, compute_by_matmul, count_parameters
+from ddp_workbook.models import Dropout, MatmulConv2d, build_model, compute_by_matmul, count_parameters
 from ddp_workbook.recipes import RECIPES
 
 
@@ -112,3 +112,18 @@ def test_pooling_before_relu_changes_nothing():
         nn.functional.cross_entropy(one, labels).backward()
     for first, second in zip(ours.parameters(), textbook.parameters(), strict=True):
         assert torch.equal(first.grad, second.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.0, 0.2, 0.5])
+def test_dropout_does_what_torchs_does(p, dtype):
+    torch.manual_seed(0)
+    x = torch.ones(1000, 1000, dtype=dtype, requires_grad=True)
+    y = Dropout(p)(x)
+    judge = nn.Dropout(p)(x)
+    assert y.dtype == judge.dtype and set(y.unique().tolist()) == set(judge.unique().tolist())  # 0 and 1 / (1 - p)
+    spread = (p * (1 - p) / 1e6) ** 0.5
+    assert (y == 0).double().mean().item() == pytest.approx(p, abs=5 * spread)
+    y.sum().backward()
+    assert torch.equal(x.grad, y)  # a value's gradient is the factor that the value was given
+    assert Dropout(p).eval()(x) is x or torch.equal(Dropout(p).eval()(x), x)
