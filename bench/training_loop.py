@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 
 import torch
@@ -44,14 +44,15 @@ class Options:
 
 
 class ShortLoader(TrainLoader):
-    """The recipe's loader, whose epochs end after a few steps."""
+    """The recipe's loader, whose epochs end after a few steps; the next one goes on where the last one ended."""
 
     def shorten(self, steps: int) -> ShortLoader:
         self.limit = steps
+        self.endless = chain.from_iterable(map(super().epoch, count(1)))
         return self
 
     def epoch(self, number: int, start: int = 0):
-        return islice(super().epoch(number, start), self.limit)
+        return islice(self.endless, self.limit)
 
 
 def main(options: Options) -> None:
@@ -65,7 +66,7 @@ def main(options: Options) -> None:
     model = build_model(config, len(data.classes)).to(device, memory_format=torch.channels_last).train()
     optimizer = build_optimizer(model, config, processes=1)
     schedule = build_schedule(optimizer, config, loader.steps)
-    images, labels = next(loader.epoch(1))[0]
+    [(images, labels)] = next(loader.endless)
 
     def bare() -> None:
         for _ in range(options.steps):

@@ -7,6 +7,7 @@ import torch
 from conftest import make_data
 from torch.nn import functional
 
+from ddp_workbook import loader as loader_module
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.distributed import World
 from ddp_workbook.errors import InputError
@@ -42,6 +43,21 @@ def test_accumulation_and_remainder(data):
     steps = list(one.epoch(1))
     assert len(steps) == one.steps == 48 // 15
     assert all(len(step) == 3 and all(len(labels) == 5 for _, labels in step) for step in steps)
+
+
+@pytest.mark.parametrize("start", [0, 1, 3])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_batches_made_together_equal_those_made_one_by_one(data, monkeypatch, start, accumulate):
+    def epoch(batches_at_once):
+        monkeypatch.setattr(loader_module, "AT_ONCE", batches_at_once * 5 * 32 * 32 * 3)
+        return list(loader(data, batch_size=5, accumulate=accumulate).epoch(1, start))
+
+    assert len(epoch(1)) == 48 // (5 * accumulate) - start
+    for at_once in (0, 2, 4, 100):
+        for one, other in zip(epoch(1), epoch(at_once), strict=True):
+            for (images, labels), (same, also) in zip(one, other, strict=True):
+                assert torch.equal(images, same) and torch.equal(labels, also)
+                assert same.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(("world", "batch", "accumulate"), [(World(), 49, 1), (World(0, 2), 25, 1), (World(), 25, 2)])
