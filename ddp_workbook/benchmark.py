@@ -119,11 +119,11 @@ def train(
         job.restart(seed)
     member.meet()
     start = time.perf_counter()
-    sums = [job.step() for _ in range(steps or job.loader.steps)]
+    outcomes = [job.step() for _ in range(steps or job.loader.steps)]
     synchronize(member.device)
     seconds = time.perf_counter() - start
     communication_since(job.model)  # read, so that the meter's stamps do not pile up
-    return seconds, (torch.stack(sums)[:, 0] / (config.batch_size * config.accumulate)).tolist()
+    return seconds, torch.stack([torch.stack([one.loss for one in step]).mean() for step in outcomes]).tolist()
 
 
 def test(member: Member, config: TrainConfig) -> float:

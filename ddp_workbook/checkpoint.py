@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.devices import Arithmetic
@@ -22,6 +22,7 @@ from ddp_workbook.distributed import unwrap
 from ddp_workbook.errors import InputError
 from ddp_workbook.files import write_whole
 from ddp_workbook.record import Communication, EpochRecord, RunKind
+from ddp_workbook.tally import Tally
 
 CHECKPOINT_VERSION = 1
 FIELDS = {
@@ -57,15 +58,19 @@ class Stopwatch:
 
 @dataclass
 class PartialEpoch:
-    """How far the epoch under way has come on this rank: steps done, (loss, right answers) summed over its images."""
+    """How far the epoch under way has come on this rank."""
 
-    step: int = 0
-    sums: Tensor | None = None
+    tally: Tally = field(default_factory=Tally)
     seconds: float = 0.0
     """Of training, before this process took the epoch up."""
     communication: Communication | None = None
     """What of it the ranks spent on gradients, as far as it has been asked."""
     clock: Stopwatch = field(default_factory=Stopwatch)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.tally.steps
 
     def start_clock(self) -> None:
         self.clock = Stopwatch(self.seconds)

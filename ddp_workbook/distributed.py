@@ -180,12 +180,12 @@ def gather_objects(value: object) -> list:
     return values
 
 
-def reduce_max(values: list[float], device: torch.device) -> list[float]:
-    """The largest of each over all ranks, on every rank. Alone: the values themselves."""
+def reduce_list(values: list[float], operation: dist.ReduceOp, device: torch.device) -> list[float]:
+    """The largest or the sum of each number over all ranks, on every rank. Alone: the values themselves."""
     if not dist.is_initialized():
         return values
     joined = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(joined, dist.ReduceOp.MAX)
+    dist.all_reduce(joined, operation)
     return joined.tolist()
 
 
@@ -260,7 +260,7 @@ def communication_since(model: nn.Module) -> Communication | None:
     traffic = model.meter.take()
     mine = [sum(traffic.waited), traffic.collective_seconds, traffic.gradient_bytes, len(traffic.collectives)]
     device = next(model.parameters()).device
-    waited, collective, size, count = (reduce_sum(torch.tensor(mine, dtype=torch.float64, device=device))).tolist()
+    waited, collective, size, count = reduce_list(mine, dist.ReduceOp.SUM, device)
     ranks = dist.get_world_size()
     return Communication(
         waited_seconds=waited / ranks,

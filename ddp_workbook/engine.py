@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,10 +17,19 @@ from ddp_workbook.checkpoint import PartialEpoch, TrainingState
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.datasets import Dataset
 from ddp_workbook.devices import Arithmetic, synchronize
-from ddp_workbook.distributed import World, average_buffers, communication_since, gradient_sync, reduce_sum, unwrap
+from ddp_workbook.distributed import (
+    World,
+    average_buffers,
+    communication_since,
+    gradient_sync,
+    reduce_list,
+    reduce_sum,
+    unwrap,
+)
 from ddp_workbook.errors import diverged
 from ddp_workbook.loader import Batch, TrainLoader, evaluation_batches
 from ddp_workbook.record import Communication, EpochRecord
+from ddp_workbook.tally import Outcome, Tally
 from ddp_workbook.watch import Watch, add_communication
 
 START_FACTOR = 1 / 25  # the warm-up begins at this share of the peak learning rate
@@ -28,13 +38,12 @@ END_FACTOR = 1e-4 / 25  # and one-cycle ends here; both as in torch's OneCycleLR
 
 @dataclass
 class Progress:
-    """What a training step reports: sums over this rank's images since the epoch began, still on the device."""
+    """What a training step reports. The mean loss is that of this rank's images since the epoch began."""
 
     epoch: int
     step: int
     steps: int
-    images: int
-    loss_sum: Tensor
+    mean_loss: Callable[[], float]
 
 
 class Reporter(Protocol):
@@ -94,24 +103,23 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     amp: Arithmetic,
     smoothing: float,
-) -> Tensor:
+) -> list[Outcome]:
     """One optimizer step over `batches`; under DDP the backward pass of the last one averages the gradients.
 
-    Returns (loss summed over images, images classified right) as one float tensor on the device: nothing waits.
+    Returns what each batch left, still on the device: nothing waits, and nothing is counted yet.
     """
     optimizer.zero_grad(set_to_none=True)
-    sums = torch.zeros(2, device=amp.device)
+    outcomes = []
     for number, (images, labels) in enumerate(batches, start=1):
         with gradient_sync(model, wanted=number == len(batches)):  # NEW: average in the last backward only
             with amp.autocast():
                 logits = model(images)
                 loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
-            amp.scaler.scale(loss / len(batches)).backward()
-        right = (logits.detach().argmax(1) == labels).sum()
-        sums += torch.stack([loss.detach().float() * len(labels), right.float()])
+            amp.scaler.scale(loss).backward(torch.full_like(loss, 1 / len(batches)))
+        outcomes.append(Outcome(loss.detach(), logits.detach(), labels))
     amp.scaler.step(optimizer)
     amp.scaler.update()
-    return sums
+    return outcomes
 
 
 def train_epoch(
@@ -123,30 +131,23 @@ def train_epoch(
     config: TrainConfig,
     epoch: int,
     reporters: Sequence[Reporter] = (),
-    partial: PartialEpoch | None = None,
-    after_step: Callable[[Tensor], None] = lambda sums: None,
+    tally: Tally | None = None,
+    after_step: Callable[[], None] = lambda: None,
 ) -> tuple[float, float]:
-    """All steps of one epoch (counted from 1) that `partial` does not have yet; it is kept up to date.
+    """All steps of one epoch (counted from 1) that `tally` does not have yet; it is kept up to date.
 
     Returns mean loss and accuracy over the images of all ranks.
     """
     model.train()
-    partial = partial or PartialEpoch()
-    if partial.sums is None:
-        exact = torch.float32 if amp.device.type == "mps" else torch.float64  # Apple GPUs have no float64
-        partial.sums = torch.zeros(2, dtype=exact, device=amp.device)
-    per_step = config.global_batch(processes=1)
-    for batches in loader.epoch(epoch, partial.step):
-        sums = train_step(model, batches, optimizer, amp, config.label_smoothing)
+    tally = tally or Tally()
+    for batches in loader.epoch(epoch, tally.steps):
+        tally.add(train_step(model, batches, optimizer, amp, config.label_smoothing))
         schedule.step()
-        partial.sums += sums
-        partial.step += 1
         for reporter in reporters:
-            reporter.on_step(Progress(epoch, partial.step, loader.steps, partial.step * per_step, partial.sums[0]))
-        after_step(sums)
-    totals = torch.cat([partial.sums, partial.sums.new_tensor([partial.step * per_step])])
-    loss_sum, right, count = reduce_sum(totals).tolist()  # NEW: over all ranks
-    return loss_sum / count, right / count
+            reporter.on_step(Progress(epoch, tally.steps, loader.steps, tally.mean_loss))
+        after_step()
+    loss_sum, right, images = reduce_list(tally.count().tolist(), dist.ReduceOp.SUM, amp.device)  # NEW: of all ranks
+    return loss_sum / images, right / images
 
 
 @torch.no_grad()
@@ -226,8 +227,8 @@ def _train_epoch_of(
     model, partial = state.model, state.partial
     partial.start_clock()
     loss, right = train_epoch(
-        model, loader, state.optimizer, state.schedule, state.amp, config, state.epoch + 1, reporters, partial,
-        after_step=lambda sums: watch.after_step(state, loader.steps, sums),
+        model, loader, state.optimizer, state.schedule, state.amp, config, state.epoch + 1, reporters, partial.tally,
+        after_step=lambda: watch.after_step(state, loader.steps),
     )  # fmt: skip
     synchronize(state.amp.device)
     seconds = partial.clock.seconds

@@ -62,10 +62,9 @@ class Lines:
             self.last = now
             share = (progress.step - self.first) / (progress.steps - self.first)
             left = (now - self.epoch_start) * (1 - share) / share
-            loss = progress.loss_sum.item() / progress.images
             print(
-                f"epoch {progress.epoch:>2}/{self.epochs}  step {progress.step}/{progress.steps}  loss {loss:.3f}  "
-                f"epoch done in {left:.0f} s",
+                f"epoch {progress.epoch:>2}/{self.epochs}  step {progress.step}/{progress.steps}  "
+                f"loss {progress.mean_loss():.3f}  epoch done in {left:.0f} s",
                 flush=True,
             )
 

@@ -14,7 +14,6 @@ from typing import BinaryIO
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
 
 from ddp_workbook.checkpoint import PartialEpoch, TrainingState, checkpoint_path, save_hashed
 from ddp_workbook.config import Keeping, TrainConfig
@@ -23,6 +22,7 @@ from ddp_workbook.distributed import World, communication_since, from_main, gath
 from ddp_workbook.errors import InputError, diverged
 from ddp_workbook.files import write_whole
 from ddp_workbook.record import Communication, EpochRecord, RunKind
+from ddp_workbook.tally import Tally
 
 SEAL = b"ddp-workbook run under way, 1\n"  # ends the file, together with the SHA-256 of all that comes before
 SEAL_BYTES = len(SEAL) + hashlib.sha256().digest_size
@@ -251,10 +251,10 @@ def restore(state: TrainingState, content: dict, config: TrainConfig, world: Wor
 
 
 def _own_part(state: TrainingState) -> dict:
-    """What each rank has for itself: its sums, its BatchNorm statistics, the state of its random draws."""
+    """What each rank has for itself: its tally, its BatchNorm statistics, the state of its random draws."""
     device = state.amp.device
     return {
-        "sums": None if state.partial.sums is None else state.partial.sums.cpu(),
+        "tally": state.partial.tally.count(),
         "buffers": [buffer.cpu() for buffer in unwrap(state.model).buffers()],
         "draws": torch.get_rng_state(),
         "accelerator_draws": None if device.type == "cpu" else _accelerator(device).get_rng_state(),
@@ -263,11 +263,8 @@ def _own_part(state: TrainingState) -> dict:
 
 def _take_own_part(state: TrainingState, content: dict, own: dict) -> None:
     device: torch.device = state.amp.device
-    sums: Tensor | None = own["sums"]
     traffic = content["communication"] and Communication.model_validate(content["communication"])
-    state.partial = PartialEpoch(
-        content["step"], None if sums is None else sums.to(device), content["seconds"], traffic
-    )
+    state.partial = PartialEpoch(Tally(content["step"], own["tally"]), content["seconds"], traffic)
     for buffer, saved in zip(unwrap(state.model).buffers(), own["buffers"], strict=True):
         buffer.copy_(saved)
     torch.set_rng_state(own["draws"])

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.datasets import Dataset, load_dataset
@@ -26,6 +25,7 @@ from ddp_workbook.engine import build_optimizer, build_schedule, train_step
 from ddp_workbook.launch import LaunchError
 from ddp_workbook.loader import Batch, TrainLoader
 from ddp_workbook.models import build_model
+from ddp_workbook.tally import Outcome
 
 SECONDS_TO_STOP = 20
 IMPORTED_LATER = ["torch._dynamo", "sklearn.datasets"]  # by an optimizer's first step, and for the digits
@@ -67,11 +67,11 @@ class Job:
         self.batches = self._endless()
         torch.manual_seed(seed + self.world.rank)  # dropout draws on each rank for itself
 
-    def step(self) -> Tensor:
-        """One optimizer step; returns train_step's sums."""
-        sums = train_step(self.model, next(self.batches), self.optimizer, self.amp, self.config.label_smoothing)
+    def step(self) -> list[Outcome]:
+        """One optimizer step; returns what train_step does."""
+        outcomes = train_step(self.model, next(self.batches), self.optimizer, self.amp, self.config.label_smoothing)
         self.schedule.step()
-        return sums
+        return outcomes
 
     def _endless(self) -> Iterator[list[Batch]]:
         for epoch in count(1):

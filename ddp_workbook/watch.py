@@ -6,12 +6,11 @@ import math
 import time
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import torch.distributed as dist
 
 from ddp_workbook.checkpoint import TrainingState
 from ddp_workbook.devices import synchronize
-from ddp_workbook.distributed import communication_since, reduce_max
+from ddp_workbook.distributed import communication_since, reduce_list
 from ddp_workbook.endings import Stopped, StopRequest
 from ddp_workbook.errors import diverged
 from ddp_workbook.record import Communication
@@ -42,17 +41,17 @@ class Watch:
     def __init__(self, request: StopRequest | None = None, keeper: Keeper | None = None) -> None:
         self.request, self.keeper = request or StopRequest(), keeper
         self.every = 1
-        self.losses: list[Tensor] = []  # of the steps since the last time, still on the device
+        self.taken = 0  # steps since the last time
         self.asked = time.perf_counter()
 
-    def after_step(self, state: TrainingState, steps: int, sums: Tensor) -> None:
+    def after_step(self, state: TrainingState, steps: int) -> None:
         """After each of an epoch's `steps` optimizer steps. Raises Stopped, or InputError when a loss is no number."""
-        self.losses.append(sums[0])
+        self.taken += 1
         step, done = state.partial.step, state.epoch * steps + state.partial.step
         due = self.keeper is not None and self.keeper.is_due(done)
-        if len(self.losses) < self.every and step < steps and not due:
+        if self.taken < self.every and step < steps and not due:
             return
-        taken, answer = len(self.losses), self._ask(state)
+        taken, answer = self.taken, self._ask(state)
         fitting = round(taken * SECONDS_BETWEEN / max(answer.seconds, 1e-6))
         self.every = max(1, min(fitting, 2 * self.every))
         if step < steps:  # else the end of the epoch, with its own checkpoint, is at hand
@@ -64,12 +63,12 @@ class Watch:
         self._act(answer.signal, answer.due, state, state.epoch * steps, f"epoch {state.epoch}")
 
     def _ask(self, state: TrainingState) -> Answer:
-        bad = first_bad(self.losses)
-        step = state.partial.step - len(self.losses) + bad if bad else math.inf
+        state.partial.tally.count()
+        bad = state.partial.tally.first_bad or math.inf
         due = self.keeper is not None and self.keeper.is_due_after_epoch()
-        mine = [self.request.number, -step, time.perf_counter() - self.asked, due]
-        number, first, seconds, due = reduce_max(mine, state.amp.device)  # NEW: over all ranks
-        self.losses.clear()
+        mine = [self.request.number, -bad, time.perf_counter() - self.asked, due]
+        number, first, seconds, due = reduce_list(mine, dist.ReduceOp.MAX, state.amp.device)  # NEW: over all ranks
+        self.taken = 0
         self.asked = time.perf_counter()
         if first > -math.inf:
             raise diverged(f"the loss is no longer a number at step {-first:.0f} of epoch {state.epoch + 1}")
@@ -90,14 +89,6 @@ class Watch:
         if partial.step:
             partial.communication = add_communication(partial.communication, communication_since(state.model))
         self.keeper.save(state, done)
-
-
-def first_bad(losses: list[Tensor]) -> int | None:
-    """Number (from 1) of the first loss that is infinite or no number. Waits for the device, once."""
-    if not losses:
-        return None
-    bad = torch.stack(losses).isfinite().logical_not().nonzero()
-    return int(bad[0]) + 1 if len(bad) else None
 
 
 def add_communication(first: Communication | None, second: Communication | None) -> Communication | None:

@@ -25,6 +25,7 @@ from ddp_workbook.engine import (
 )
 from ddp_workbook.errors import InputError
 from ddp_workbook.loader import Normaliser, TrainLoader, evaluation_batches
+from ddp_workbook.tally import add_up
 
 CPU = torch.device("cpu")
 FP32 = Arithmetic(CPU, "fp32")
@@ -54,14 +55,14 @@ def test_a_step_equals_one_written_by_hand():
     by_hand = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
     optimizer = build_optimizer(ours, config, processes=1)
     for _ in range(3):
-        sums = train_step(ours, [(images, labels)], optimizer, FP32, 0.1)
+        sums = add_up(train_step(ours, [(images, labels)], optimizer, FP32, 0.1))
         by_hand.zero_grad()
         logits = plain(images)
         loss = nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
         loss.backward()
         by_hand.step()
         right = (logits.argmax(1) == labels).sum().item()
-        assert sums.tolist() == pytest.approx([loss.item() * 12, right], rel=1e-5)
+        assert sums.tolist() == pytest.approx([loss.item() * 12, right, 12], rel=1e-5)
     for mine, theirs in zip(ours.parameters(), plain.parameters(), strict=True):
         assert torch.allclose(mine, theirs, atol=1e-6)
 
@@ -71,9 +72,9 @@ def test_accumulated_batches_equal_one_large_batch():
     ours, whole = small_model(), small_model()
     images, labels = some_batch()
     parts = list(zip(images.split(4), labels.split(4), strict=True))
-    sums = train_step(ours, parts, build_optimizer(ours, config, 1), FP32, 0.0)
+    outcomes = train_step(ours, parts, build_optimizer(ours, config, 1), FP32, 0.0)
     expected = train_step(whole, [(images, labels)], build_optimizer(whole, config, 1), FP32, 0.0)
-    assert torch.allclose(sums, expected, rtol=1e-5)
+    assert torch.allclose(add_up(outcomes), add_up(expected), rtol=1e-5)
     for mine, theirs in zip(ours.parameters(), whole.parameters(), strict=True):
         assert torch.allclose(mine, theirs, atol=1e-6)
 

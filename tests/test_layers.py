@@ -8,7 +8,7 @@ from conftest import ROOT
 LAYERS = [
     {"errors"},
     {"config", "files", "record", "timings"},
-    {"devices", "recipes", "rendezvous", "scaling", "shared_memory", "torchrun_plugin"},
+    {"devices", "recipes", "rendezvous", "scaling", "shared_memory", "tally", "torchrun_plugin"},
     {"communication"},
     {"datasets", "models", "distributed", "flags", "plots", "summary"},
     {
