@@ -144,12 +144,23 @@ def test_a_finished_run_is_not_trained_again_by_resume(tmp_path, capsys):
     assert "starting afresh" in capsys.readouterr().out
 
 
+def test_a_run_says_which_earlier_one_it_replaces(stopped, capsys):
+    assert not tell_finished(stopped, ALONE, resume=False)
+    assert capsys.readouterr().out == ""
+    assert train(stopped, make_data())
+    earlier, _ = finished_run(stopped, "baseline", 1)
+    capsys.readouterr()
+    assert not tell_finished(replace(stopped, lr=0.2), ALONE, resume=False)
+    said = f"replaces that of {earlier.finished_at} (1 process(es), {earlier.test_accuracy:.2%}) in {stopped.run_dir}"
+    assert said in capsys.readouterr().out
+
+
 def test_an_interrupted_run_after_a_finished_one_goes_on(stopped, capsys):
     """Both have the same settings; what was begun last counts."""
     assert train(stopped, make_data())
     assert not train(stopped, make_data(), stop_at=8, checkpoint_every=4)
     assert finished_run(stopped, "baseline", 1)
-    assert not tell_finished(stopped, ALONE)
+    assert not tell_finished(stopped, ALONE, resume=True)
     assert "finished at" not in capsys.readouterr().out
     assert train(stopped, make_data(), resume=True)
-    assert tell_finished(stopped, ALONE)
+    assert tell_finished(stopped, ALONE, resume=True)
