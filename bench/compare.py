@@ -1,6 +1,7 @@
 """The same work by this workbook and by what people use instead, side by side.
 
     python bench/compare.py [--jobs mlp cnn resnet50] [--processes 1 2] [--rounds 5]
+    python bench/compare.py --jobs                    (measure nothing; table and picture from what is there)
 
 Every measurement is a fresh start of a contestant (bench/contestants/), which trains two epochs and reports the second.
 Contestants take turns. Before the first round the tutorial way tries 0, 1 and 2 workers in its DataLoader; the fastest
@@ -17,6 +18,7 @@ import sys
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -144,10 +146,14 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def picture(rows: pd.DataFrame):
-    """Rates of all contestants, one panel for each job and number of processes."""
-    panels = list(rows.groupby(["job", "processes"], sort=False))
-    figure, axes = new_figure(1, len(panels), 4.2 * len(panels), 3.4)
-    for ax, ((job, processes), part) in zip(axes[0], panels, strict=True):
+    """Rates of all contestants: a row of panels for each number of processes, a column for each job."""
+    jobs, counts = sorted(rows["job"].unique(), key=list(BATCH).index), sorted(rows["processes"].unique())
+    figure, axes = new_figure(len(counts), len(jobs), 4.2 * len(jobs), 3.4 * len(counts))
+    for ax, (processes, job) in zip(axes.flat, product(counts, jobs), strict=True):
+        part = rows[(rows["job"] == job) & (rows["processes"] == processes)]
+        ax.set_visible(not part.empty)
+        if part.empty:
+            continue
         names = list(part["contestant"].unique())
         for place, name in enumerate(names):
             rates = part.loc[part["contestant"] == name, "images_per_second"]
