@@ -64,7 +64,7 @@ def run(config: TrainConfig, keeping: Keeping, world: World) -> None:
     with hold_folders(config, run_kind(world), world):
         reporters = make_reporters(config, world, run_kind(world), loader.steps)
         with process_group(world, backend, device):  # NEW: the ranks meet
-            if keeping.resume and from_main(lambda: tell_finished(config, world)):
+            if from_main(lambda: tell_finished(config, world, keeping.resume)):
                 return
             train(config, world, backend, amp, data, loader, reporters, keeper)
 

@@ -1,6 +1,7 @@
 """The same work by this workbook and by what people use instead, side by side.
 
     python bench/compare.py [--jobs mlp cnn resnet50] [--processes 1 2] [--rounds 5]
+    python bench/compare.py --jobs                    (measure nothing; table and picture from what is there)
 
 Every measurement is a fresh start of a contestant (bench/contestants/), which trains two epochs and reports the second.
 Contestants take turns. Before the first round the tutorial way tries 0, 1 and 2 workers in its DataLoader; the fastest
@@ -17,6 +18,7 @@ import sys
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -75,7 +77,9 @@ class Options:
 BATCH = {"mlp": 32, "cnn": 64, "resnet50": 128}
 
 
-def launch(contestant: Contestant, job: str, processes: int, workers: int, data_dir: Path) -> dict[str, float]:
+def launch(
+    contestant: Contestant, job: str, processes: int, workers: int, data_dir: Path, epochs: int | None = None
+) -> dict:
     """One measurement: the contestant's own line of JSON, and how many launches failed before.
 
     Under Gloo some abort at their exit, work done or not (distributed.process_group says why): they may try again.
@@ -83,6 +87,8 @@ def launch(contestant: Contestant, job: str, processes: int, workers: int, data_
     script = [str(HERE / "contestants" / contestant.script)]
     flags = ["--job", job, "--batch-size", str(BATCH[job]), "--workers", str(workers)]
     flags += ["--precision", contestant.precision, "--data-dir", str(data_dir)]
+    if epochs:
+        flags += ["--epochs", str(epochs)]
     if processes > 1:
         script = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *script]
     environment = os.environ | {
@@ -114,6 +120,7 @@ def compare(job: str, processes: int, options: Options) -> pd.DataFrame:
         for one in [*field[turn:], *field[:turn]]:
             workers = 0 if one.script == "ours.py" else best
             found = launch(one, job, processes, workers, options.data_dir)
+            del found["seconds_and_accuracy"]  # of two short epochs: says nothing
             place = {"job": job, "processes": processes, "round": number, "contestant": one.title, "workers": workers}
             rows.append(place | found)
             print(f"round {number + 1}: {one.title:<18} {found['images_per_second']:8.0f} images/s", flush=True)
@@ -139,10 +146,14 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def picture(rows: pd.DataFrame):
-    """Rates of all contestants, one panel for each job and number of processes."""
-    panels = list(rows.groupby(["job", "processes"], sort=False))
-    figure, axes = new_figure(1, len(panels), 4.2 * len(panels), 3.4)
-    for ax, ((job, processes), part) in zip(axes[0], panels, strict=True):
+    """Rates of all contestants: a row of panels for each number of processes, a column for each job."""
+    jobs, counts = sorted(rows["job"].unique(), key=list(BATCH).index), sorted(rows["processes"].unique())
+    figure, axes = new_figure(len(counts), len(jobs), 4.2 * len(jobs), 3.4 * len(counts))
+    for ax, (processes, job) in zip(axes.flat, product(counts, jobs), strict=True):
+        part = rows[(rows["job"] == job) & (rows["processes"] == processes)]
+        ax.set_visible(not part.empty)
+        if part.empty:
+            continue
         names = list(part["contestant"].unique())
         for place, name in enumerate(names):
             rates = part.loc[part["contestant"] == name, "images_per_second"]
@@ -161,7 +172,8 @@ def main(options: Options) -> None:
     for job in options.jobs:
         for processes in options.processes:
             rows = compare(job, processes, options)
-            content = {"facts": facts(options), "rows": rows.to_dict("records")}
+            repeated = f"{options.rounds} rounds, median and {spread_words(options.rounds)}"
+            content = {"facts": f"{facts()}; {repeated}", "rows": rows.to_dict("records")}
             save_text(json.dumps(content, indent=1) + "\n", OUT / f"compare_{job}_{processes}p.json")
     found = [json.loads(path.read_text()) for path in sorted(OUT.glob("compare_*.json"))]
     rows = pd.concat([pd.DataFrame(one["rows"]) for one in found], ignore_index=True)
@@ -171,14 +183,11 @@ def main(options: Options) -> None:
     print(f"\n{table.to_string(index=False)}\n", *dict.fromkeys(one["facts"] for one in found), sep="\n")
 
 
-def facts(options: Options) -> str:
-    """Hardware, versions, commit, rounds."""
+def facts() -> str:
+    """Hardware, versions, commit."""
     machine = describe_environment(choose_device("cpu"))
     used = [f"{name} {version(name)}" for name in ("torch", "torchvision", "lightning", "accelerate")]
-    return (
-        f"{machine.cpu}, {machine.cores} cores, {', '.join(used)}, commit {machine.git_commit}; "
-        f"{options.rounds} rounds, median and {spread_words(options.rounds)}"
-    )
+    return f"{machine.cpu}, {machine.cores} cores, {', '.join(used)}, commit {machine.git_commit}"
 
 
 if __name__ == "__main__":

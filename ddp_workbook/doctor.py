@@ -213,9 +213,7 @@ def check_mnist(data_dir: Path) -> Finding:
 
 def _data(name: str, folder: Path, bad: list[str]) -> Finding:
     if not folder.exists():
-        return _judge(
-            name, f"not in {folder.parent}", warning="nothing to do: a recipe that needs it downloads it once"
-        )
+        return _judge(name, f"not in {folder.parent} yet: a recipe that needs it downloads it once")
     advice = f"move {folder} away and start the recipe again, which downloads it"
     return _judge(name, f"damaged: {', '.join(bad)}" if bad else "present and intact", fault=advice if bad else "")
 

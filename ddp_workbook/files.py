@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -94,7 +95,10 @@ def save_text(text: str, path: Path) -> None:
 def load_record(schema: type[AnyRecord], path: Path) -> AnyRecord:
     """Read and check one record. Raises InputError that names the file and the first field at fault."""
     try:
-        if path.stat().st_size > LARGEST_RECORD:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would keep us waiting, and a device may never end
+            raise InputError(f"cannot read {path} (it is not a file); remove it")
+        if status.st_size > LARGEST_RECORD:
             raise InputError(f"{path} is larger than any record of this workbook; remove it")
         return schema.model_validate_json(path.read_bytes())
     except FileNotFoundError:

@@ -22,7 +22,7 @@ def describe_epoch(epoch: EpochRecord, epochs: int) -> str:
     """One line on a finished epoch."""
     return (
         f"epoch {epoch.epoch:>2}/{epochs}  loss {epoch.train_loss:.3f}  train {epoch.train_accuracy:6.2%}  "
-        f"test {epoch.test_accuracy:6.2%}  lr {epoch.learning_rate:.4f}  {epoch.train_seconds:6.1f} s + "
+        f"test {epoch.test_accuracy:6.2%}  lr {epoch.learning_rate:<8.3g}  {epoch.train_seconds:6.1f} s + "
         f"{epoch.evaluation_seconds:4.1f} s  {epoch.images_per_second:6.0f} images/s"
     )
 

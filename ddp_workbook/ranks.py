@@ -115,9 +115,10 @@ def _run(code: str, variables: dict[str, str], pipe: Connection) -> None:
     try:
         exec(compile(code, CELL, "exec"), {"__name__": "__main__"})
     except BaseException as error:
-        lines.finish()
-        pipe.send(("error", _in_the_cell(error)))
-        return
+        if not isinstance(error, SystemExit) or error.code:  # sys.exit() and sys.exit(0) are a script's good end
+            lines.finish()
+            pipe.send(("error", _in_the_cell(error)))
+            return
     lines.finish()
     gc.collect()  # a DDP model in the cell may hold the process group: distributed.process_group says what that does
     pipe.send(("end", ""))

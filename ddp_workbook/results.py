@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,12 +74,22 @@ def hold_folders(config: TrainConfig, kind: RunKind, world: World) -> Iterator[N
         yield
 
 
-def tell_finished(config: TrainConfig, world: World) -> bool:
-    """Whether there is nothing to resume because this very run has finished; says so. For rank 0, which has the files.
+def tell_finished(config: TrainConfig, world: World, resume: bool) -> bool:
+    """Whether there is nothing to resume because this very run has finished. For rank 0, which has the files.
 
-    An interrupted run with the same settings, begun after one that finished, is there to go on with.
+    Says so, and otherwise which earlier run this one is going to replace. An interrupted run with the same settings,
+    begun after one that finished, is there to go on with.
     """
     kind = run_kind(world)
+    if not resume:
+        with suppress(InputError):
+            earlier, _ = load_run(config.run_dir, kind)
+            print(
+                f"when it has finished, this run replaces that of {earlier.finished_at} "
+                f"({earlier.world.processes} process(es), {earlier.test_accuracy:.2%}) in {config.run_dir}",
+                flush=True,
+            )
+        return False
     found = None if saved_steps(resume_dir(config, kind)) else finished_run(config, kind, world.size)
     if found:
         print(f"this run finished at {found[0].finished_at}; without --resume it would be trained again", flush=True)

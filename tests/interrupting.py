@@ -17,7 +17,7 @@ from ddp_workbook.endings import Stopped
 from ddp_workbook.loader import TrainLoader
 from ddp_workbook.record import load_run
 from ddp_workbook.results import check_writable, run_kind
-from ddp_workbook.resume import Keeper, resume_dir, saved_steps
+from ddp_workbook.resume import Keeper, read_sealed, resume_dir, saved_steps
 
 CPU = torch.device("cpu")
 ALONE = World()
@@ -103,6 +103,25 @@ def stop_early(path):
     config = in_folder(SMALL, path)
     assert not train(config, make_data(), stop_at=8, checkpoint_every=4)
     return config
+
+
+SHARED = replace(SMALL, dropout=0.0)  # nothing that is drawn or normalised by each rank for itself
+
+
+def stop_on_these(rank, ranks, path):
+    """A whole run on these ranks, and one that is stopped at the end of its first epoch."""
+    watch.SECONDS_BETWEEN = 0
+    world = World(rank, ranks, rank, ranks, launched=True)
+    plain, broken = (in_folder(replace(SHARED, batch_size=4 // ranks), path / kind) for kind in ("plain", "broken"))
+    assert train(plain, make_data(), world)
+    assert not train(broken, make_data(), world, stop_at=12)
+    return read_sealed(saved_steps(resume_dir(broken, "distributed"))[0])["history"]
+
+
+def go_on_with_these(rank, ranks, path):
+    """That run goes on, on as many ranks as there are now."""
+    world = World(rank, ranks, rank, ranks, launched=True)
+    assert train(in_folder(replace(SHARED, batch_size=4 // ranks), path / "broken"), make_data(), world, resume=True)
 
 
 def both_ways(rank, ranks, path):

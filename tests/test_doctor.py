@@ -171,7 +171,6 @@ FAULTS = {
     ranks_that_add_wrong: ("fault", "VPN and firewall"),
     torn_cifar10: ("fault", "cifar-10-batches-py away"),
     torn_mnist: ("fault", "MNIST away"),
-    data_not_there: ("warning", "downloads it"),
     folder_in_the_way: ("fault", "make"),
 }
 

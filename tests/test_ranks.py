@@ -44,6 +44,19 @@ def test_the_first_error_is_raised_with_the_cells_own_lines():
     assert time.monotonic() - start < 30
 
 
+@pytest.mark.parametrize("code", ["import sys; sys.exit()", "import sys; sys.exit(0)", "raise SystemExit"])
+def test_a_cell_may_end_itself(code):
+    lines = []
+    run_on_ranks(f"print('so far')\n{code}", 1, lines.append)
+    assert lines == ["so far"]
+
+
+@pytest.mark.parametrize("code", ["import sys; sys.exit(3)", "raise SystemExit('no data')"])
+def test_an_exit_with_a_code_is_a_failure(code):
+    with pytest.raises(LaunchError, match="rank 0 failed"):
+        run_on_ranks(code, 1)
+
+
 @pytest.mark.parametrize("code", ["import os; os._exit(3)", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"])
 def test_a_death_is_told(code):
     with pytest.raises(LaunchError, match="rank 0 died without an error of its own"):

@@ -4,28 +4,33 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import make_data, run_on_ranks
 from interrupting import (
     ALONE,
     CPU,
     RUNS,
+    SHARED,
     SMALL,
     be_small_and_attentive,
     both_ways,
+    go_on_with_these,
     in_folder,
     outcome,
     same,
     stop_early,
+    stop_on_these,
     train,
 )
 
 import distributed_train
 from ddp_workbook import devices
-from ddp_workbook.checkpoint import checkpoint_path
+from ddp_workbook.checkpoint import checkpoint_path, load_checkpoint
 from ddp_workbook.config import Keeping
 from ddp_workbook.distributed import World
 from ddp_workbook.errors import InputError
 from ddp_workbook.loader import TrainLoader
+from ddp_workbook.record import load_run
 from ddp_workbook.results import finished_run, tell_finished
 from ddp_workbook.resume import Keeper, read_sealed, resume_dir, saved_steps
 
@@ -111,6 +116,23 @@ def test_another_number_of_processes_goes_on_where_it_can(stopped, capsys):
     assert "global batch of 4, this one's is 6; choose --batch-size" in keeper._difference(content | {"step": 0})
 
 
+def test_fewer_and_more_processes_end_with_the_same_weights(tmp_path):
+    """Two processes stop, one goes on; one stops, two go on. Each against two, or one, that were never stopped."""
+    for before, after in ((2, 1), (1, 2)):
+        path = tmp_path / str(before)
+        [first, *_] = run_on_ranks(stop_on_these, before, before, path)
+        run_on_ranks(go_on_with_these, after, after, path)
+        runs = [load_run(path / kind / "results" / SHARED.recipe, "distributed") for kind in ("plain", "broken")]
+        (_, plain), (run, broken) = runs
+        assert run.world.processes == after
+        assert [epoch.model_dump() for epoch in broken.epochs[:1]] == first  # not trained again
+        for one, other in zip(plain.epochs, broken.epochs, strict=True):
+            assert one.train_loss == pytest.approx(other.train_loss, rel=1e-4)
+        paths = (checkpoint_path(in_folder(SHARED, path / kind), "distributed") for kind in ("plain", "broken"))
+        weights, others = (load_checkpoint(one)[0]["model"] for one in paths)
+        assert all(torch.allclose(weights[name], others[name], atol=1e-5) for name in weights)
+
+
 def test_nothing_to_go_on_from(tmp_path, capsys):
     assert train(in_folder(SMALL, tmp_path), make_data(), resume=True)
     assert "no checkpoint of an interrupted run in" in capsys.readouterr().out
@@ -144,12 +166,23 @@ def test_a_finished_run_is_not_trained_again_by_resume(tmp_path, capsys):
     assert "starting afresh" in capsys.readouterr().out
 
 
+def test_a_run_says_which_earlier_one_it_replaces(stopped, capsys):
+    assert not tell_finished(stopped, ALONE, resume=False)
+    assert capsys.readouterr().out == ""
+    assert train(stopped, make_data())
+    earlier, _ = finished_run(stopped, "baseline", 1)
+    capsys.readouterr()
+    assert not tell_finished(replace(stopped, lr=0.2), ALONE, resume=False)
+    said = f"replaces that of {earlier.finished_at} (1 process(es), {earlier.test_accuracy:.2%}) in {stopped.run_dir}"
+    assert said in capsys.readouterr().out
+
+
 def test_an_interrupted_run_after_a_finished_one_goes_on(stopped, capsys):
     """Both have the same settings; what was begun last counts."""
     assert train(stopped, make_data())
     assert not train(stopped, make_data(), stop_at=8, checkpoint_every=4)
     assert finished_run(stopped, "baseline", 1)
-    assert not tell_finished(stopped, ALONE)
+    assert not tell_finished(stopped, ALONE, resume=True)
     assert "finished at" not in capsys.readouterr().out
     assert train(stopped, make_data(), resume=True)
-    assert tell_finished(stopped, ALONE)
+    assert tell_finished(stopped, ALONE, resume=True)

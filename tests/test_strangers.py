@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
@@ -81,6 +82,15 @@ def test_a_record_of_a_gigabyte_is_not_read(tmp_path):
         file.truncate(2**30)
     with pytest.raises(InputError, match="larger than any record"):
         load_run(tmp_path, "baseline")
+
+
+@posix
+def test_a_pipe_or_a_device_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "baseline_metrics.json")
+    with pytest.raises(InputError, match="it is not a file"):
+        load_run(tmp_path, "baseline")
+    with pytest.raises(InputError, match="it is not a file"):
+        load_record(RunRecord, Path("/dev/zero"))
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

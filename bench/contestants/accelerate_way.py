@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from accelerate import Accelerator
-from common import EPOCHS, Stopwatch, data_loader, image_sets, plain_model, plain_optimizer, read_options
+from common import Stopwatch, data_loader, image_sets, plain_model, plain_optimizer, read_options
 from torch import nn
 
 
@@ -20,7 +20,7 @@ def main() -> None:
         data_loader(test, options, False),
     )
     criterion = nn.CrossEntropyLoss(label_smoothing=options.config.label_smoothing)
-    for _ in range(EPOCHS):
+    for _ in range(options.config.epochs):
         watch.epoch_begins()
         model.train()
         total_loss, steps = 0.0, 0

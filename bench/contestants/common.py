@@ -1,7 +1,8 @@
 """What all contestants share: the jobs, the data on disk, the plain model, and how a run reports itself.
 
 A contestant is a script of its own, started afresh for every measurement (bench/compare.py), which trains two epochs
-of a job and tests after each: the first epoch warms up, the second is measured. It prints one line of JSON.
+of a job and tests after each: the first epoch warms up, the second is measured. It prints one line of JSON. With
+--epochs N it trains N epochs on the whole data set instead (bench/time_to_accuracy.py).
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ import json
 import os
 import time
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 import psutil
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
-from ddp_workbook.config import TrainConfig
+from ddp_workbook.config import IMAGES, TrainConfig
 from ddp_workbook.models import Dropout, MatmulConv2d, build_model
 from ddp_workbook.recipes import get_recipe
 
-EPOCHS = 2
+SHORT_EPOCHS = 2
 TEST_BATCH = 250
 
 
@@ -63,14 +66,17 @@ def read_options() -> Options:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--epochs", type=int)
     found = parser.parse_args()
     job = JOBS[found.job]
+    if found.epochs:
+        job = Job(job.recipe, *IMAGES[get_recipe(job.recipe).dataset])
     config = replace(
         get_recipe(job.recipe),
         batch_size=found.batch_size,
         precision=found.precision,
         data_dir=found.data_dir,
-        epochs=EPOCHS,
+        epochs=found.epochs or SHORT_EPOCHS,
         device="cpu",
     )
     return Options(job, config, found.batch_size, found.workers, found.precision, found.data_dir)
@@ -96,6 +102,16 @@ def plain_optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer
     return torch.optim.SGD(
         model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=True
     )
+
+
+def plain_schedule(optimizer: torch.optim.Optimizer, options: Options, steps: int) -> LRScheduler:
+    """The recipe's schedule as torch has it, to be stepped after each of an epoch's steps."""
+    config = options.config
+    if config.schedule == "onecycle":
+        return OneCycleLR(
+            optimizer, config.lr, total_steps=config.epochs * steps, pct_start=config.warmup, cycle_momentum=False
+        )
+    return StepLR(optimizer, config.step_epochs * steps, config.step_gamma if config.schedule == "step" else 1.0)
 
 
 def image_sets(options: Options) -> tuple[Subset, Subset]:
@@ -158,6 +174,7 @@ class Stopwatch:
         if int(os.environ.get("RANK", 0)) != 0:
             return
         last = self.epochs[-1]
+        seconds = accumulate(one["done"] - one["begin"] for one in self.epochs)
         print(
             json.dumps(
                 {
@@ -165,6 +182,7 @@ class Stopwatch:
                     "images_per_second": last["images"] / (last["trained"] - last["begin"]),
                     "epoch_seconds": last["done"] - last["begin"],
                     "accuracy": last["accuracy"],
+                    "seconds_and_accuracy": list(zip(seconds, (one["accuracy"] for one in self.epochs), strict=True)),
                     "peak_memory_bytes": peak_memory(),
                 }
             )

@@ -9,7 +9,7 @@ import os
 
 import lightning
 import torch
-from common import EPOCHS, Options, Stopwatch, data_loader, image_sets, plain_model, plain_optimizer, read_options
+from common import Options, Stopwatch, data_loader, image_sets, plain_model, plain_optimizer, read_options
 from torch.nn import functional
 
 
@@ -63,7 +63,7 @@ def main() -> None:
         devices=processes,
         strategy="ddp" if processes > 1 else "auto",
         precision="bf16-mixed" if options.precision == "bf16" else "32-true",
-        max_epochs=EPOCHS,
+        max_epochs=options.config.epochs,
         num_sanity_val_steps=0,
         logger=False,
         enable_checkpointing=False,

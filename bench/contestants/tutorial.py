@@ -9,7 +9,15 @@ import os
 
 import torch
 import torch.distributed as dist
-from common import EPOCHS, Stopwatch, data_loader, image_sets, plain_model, plain_optimizer, read_options
+from common import (
+    Stopwatch,
+    data_loader,
+    image_sets,
+    plain_model,
+    plain_optimizer,
+    plain_schedule,
+    read_options,
+)
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
@@ -28,8 +36,9 @@ def main() -> None:
     if processes > 1:
         model = DistributedDataParallel(model)
     optimizer = plain_optimizer(model, options)
+    schedule = plain_schedule(optimizer, options, len(train_loader))
     criterion = nn.CrossEntropyLoss(label_smoothing=options.config.label_smoothing)
-    for epoch in range(EPOCHS):
+    for epoch in range(options.config.epochs):
         watch.epoch_begins()
         if sampler is not None:
             sampler.set_epoch(epoch)
@@ -41,6 +50,7 @@ def main() -> None:
                 loss = criterion(model(images), labels)
             loss.backward()
             optimizer.step()
+            schedule.step()
             running_loss += loss.item()
             steps += 1
             watch.step_done()

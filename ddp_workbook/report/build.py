@@ -72,7 +72,7 @@ def _compile(
     (baseline, baseline_history), (distributed, distributed_history) = runs
     with tempfile.TemporaryDirectory(prefix="report-") as folder:
         root = Path(folder)
-        for name in ("report.typ", "references.yml"):
+        for name in ("report.typ", "layout.typ", "references.yml"):
             shutil.copy(HERE / name, root / name)
         _draw(root, [baseline, distributed], [baseline_history, distributed_history], benchmark)
         draw_costs(root, anatomy, survey, benchmark)
