@@ -147,7 +147,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 def picture(rows: pd.DataFrame):
     """Rates of all contestants: a row of panels for each number of processes, a column for each job."""
-    jobs, counts = sorted(rows["job"].unique(), key=list(BATCH).index), sorted(rows["processes"].unique())
+    jobs, counts = sorted(set(rows["job"]), key=list(BATCH).index), sorted(set(rows["processes"].tolist()))
     figure, axes = new_figure(len(counts), len(jobs), 4.2 * len(jobs), 3.4 * len(counts))
     for ax, (processes, job) in zip(axes.flat, product(counts, jobs), strict=True):
         part = rows[(rows["job"] == job) & (rows["processes"] == processes)]

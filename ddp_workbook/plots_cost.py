@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ddp_workbook.costmodel import Link, ModelCosts, amdahl, bytes_moved, exposed, fit_link, gustafson, serial_share
 from ddp_workbook.plots import BLUE, GREEN, GREY, ORANGE, new_figure
-from ddp_workbook.scaling import mean_interval
+from ddp_workbook.scaling import Interval, mean_interval
 from ddp_workbook.timings import AnatomyRecord, SurveyRecord, SweepRecord, Timeline
 
 PARTS = {"data": "#E69F00", "forward": "#56B4E9", "backward": BLUE, "optimizer": GREEN}
@@ -146,7 +146,7 @@ def _measured_speedup(serial: Sequence[float], averaged: Sequence[float]) -> flo
     return float(np.mean(serial) / np.mean(averaged))
 
 
-def predicted_here(survey: SurveyRecord, batch: int, measured: Sequence[tuple[int, float]] = ()) -> Figure:
+def predicted_here(survey: SurveyRecord, batch: int, measured: Sequence[tuple[int, Interval]] = ()) -> Figure:
     """Predicted speedup of 1 to 16 processes of this machine that share a batch; `measured` (processes, speedup)."""
     figure, axes = new_figure(1, 1, 7.5, 4)
     ax = axes[0, 0]
@@ -155,8 +155,10 @@ def predicted_here(survey: SurveyRecord, batch: int, measured: Sequence[tuple[in
         costs = ModelCosts(survey, model)
         values = [costs.speedup_here(batch, count, link) for count in counts]
         ax.plot(counts, values, color=MODEL_COLOURS[model], label=f"{MODEL_NAMES[model]}, predicted")
-    if measured:
-        ax.plot(*zip(*measured, strict=True), "D", color="black", label="measured, this recipe")
+    for number, (processes, speedup) in enumerate(measured):
+        reach = [[speedup.value - speedup.low], [speedup.high - speedup.value]]
+        label = None if number else "measured, this recipe (95 % interval)"
+        ax.errorbar(processes, speedup.value, reach, fmt="D", color="black", capsize=3, label=label)
     ax.axhline(1, color="black", linewidth=0.8)
     ax.set(xlabel="processes on this machine", ylabel="speedup over one process on all cores", ylim=(0, None))
     ax.set_title(f"Global batch of {batch} shared out")

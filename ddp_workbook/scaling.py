@@ -130,11 +130,11 @@ def speedup_table(record: BenchmarkRecord) -> list[SpeedupRow]:
     return rows
 
 
-def over_all_cores(record: BenchmarkRecord) -> list[tuple[int, float]]:
+def over_all_cores(record: BenchmarkRecord) -> list[tuple[int, Interval]]:
     """(processes, speedup over the serial run on all cores) of each distributed arrangement."""
     baseline = record.by_role("serial")[-1].name
     rows = [row for row in speedup_table(record) if row.baseline == baseline]
-    return [(one.processes, row.speedup.value) for one, row in zip(record.by_role("distributed"), rows, strict=True)]
+    return [(one.processes, row.speedup) for one, row in zip(record.by_role("distributed"), rows, strict=True)]
 
 
 def verdict(speedup: Interval) -> str:

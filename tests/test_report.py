@@ -40,7 +40,7 @@ FIGURES = {
     "timeline": lambda: plots_cost.timeline(make_anatomy().timeline, "one step"),
     "all-reduce": lambda: plots_cost.all_reduce_fit(make_survey().sweep),
     "map": lambda: plots_cost.pay_map(make_survey()),
-    "predicted here": lambda: plots_cost.predicted_here(make_survey(), 64, [(2, 0.9)]),
+    "predicted here": lambda: plots_cost.predicted_here(make_survey(), 64, [(2, Interval(0.9, 0.8, 1.1))]),
     "predicted on a network": lambda: plots_cost.predicted_on_network(
         ModelCosts(make_survey(), "mlp"), 64, Link(5e-5, 1e9), 16, "predicted"
     ),
