@@ -21,7 +21,9 @@ def script(tmp_path, body):
 
 
 def test_output_comes_line_by_line(tmp_path):
-    path = script(tmp_path, "import os, sys; print('rank', os.environ['RANK'], *sys.argv[1:], flush=True)")
+    # torchrun's ranks share a pipe and are unbuffered: print would send each word by itself, between those of the other
+    body = "import os, sys; sys.stdout.write(' '.join(['rank', os.environ['RANK'], *sys.argv[1:]]) + '\\n')"
+    path = script(tmp_path, body)
     lines = []
     torchrun(["--flag", "x"], 2, path, lines.append)
     assert sorted(lines) == ["rank 0 --flag x", "rank 1 --flag x"]
