@@ -23,11 +23,11 @@ from pathlib import Path
 
 import pandas as pd
 import tyro
-
-from ddp_workbook.devices import available_cores, choose_device, describe_environment
 from ddp_workbook.files import save_text
 from ddp_workbook.plots import BLUE, GREY, new_figure, save_png
 from ddp_workbook.scaling import median_interval, spread_words
+
+from ddp_workbook.devices import available_cores, choose_device, describe_environment
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parent / "results" / "reference" / "bench"

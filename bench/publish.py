@@ -9,10 +9,11 @@ import shutil
 import sys
 from pathlib import Path
 
-from ddp_workbook.course import latest_experiment
 from ddp_workbook.files import save_text
-from ddp_workbook.recipes import get_recipe
 from ddp_workbook.summary import insert_table, readme_table
+
+from ddp_workbook.course import latest_experiment
+from ddp_workbook.recipes import get_recipe
 
 KEPT = ("*.json", "*.png", "*.csv", "*.txt", "*.pdf")
 

@@ -16,9 +16,13 @@ from pathlib import Path
 
 import torch
 import tyro
+from ddp_workbook.datasets import load_dataset
+from ddp_workbook.engine import build_optimizer, build_schedule, train_epoch
+from ddp_workbook.loader import TrainLoader
+from ddp_workbook.models import build_model
+from ddp_workbook.scaling import median_interval, speedup
 from torch.nn import functional
 
-from ddp_workbook.datasets import load_dataset
 from ddp_workbook.devices import (
     Arithmetic,
     choose_device,
@@ -28,11 +32,7 @@ from ddp_workbook.devices import (
     synchronize,
 )
 from ddp_workbook.distributed import World
-from ddp_workbook.engine import build_optimizer, build_schedule, train_epoch
-from ddp_workbook.loader import TrainLoader
-from ddp_workbook.models import build_model
 from ddp_workbook.recipes import DEFAULT, get_recipe
-from ddp_workbook.scaling import median_interval, speedup
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What this machine has, and what a run uses of it: accelerator, backend, precision, threads."""
+"""What this machine offers and what a run uses: accelerator, backend, precision, threads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.errors import InputError
-from ddp_workbook.record import Environment
+from ddp_workbook.records.run import Environment
 
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -27,10 +27,10 @@ def available_cores() -> int:
 
 
 def choose_device(asked: str, processes: int = 1, local_rank: int = 0) -> torch.device:
-    """Device of one process. `asked` is TrainConfig.device; `processes` counts those of the whole run.
+    """Device of one process. `asked` is TrainConfig.device, `processes` the number of processes of the whole run.
 
-    With several processes MPS is passed over for the CPU, because Gloo has no MPS collectives. Raises InputError
-    when the device asked for is not there.
+    Several processes use the CPU instead of MPS, because Gloo has no MPS collectives. Raises InputError when the
+    device asked for does not exist.
     """
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     kind = found.type if found else "cpu"
@@ -51,7 +51,7 @@ def choose_backend(asked: str, device: torch.device, local_processes: int = 1) -
     """Backend of the collectives. Raises InputError for NCCL where it cannot work."""
     if asked == "auto":
         shared = device.type == "cuda" and local_processes > torch.cuda.device_count()
-        asked = "gloo" if shared else dist.get_default_backend_for_device(device)  # NCCL wants a card per process
+        asked = "gloo" if shared else dist.get_default_backend_for_device(device)  # NCCL needs one GPU per process
     if asked == "nccl":
         if device.type != "cuda" or not dist.is_nccl_available():
             raise InputError("--backend nccl needs CUDA devices; use --backend gloo or --backend auto")
@@ -64,7 +64,7 @@ def choose_backend(asked: str, device: torch.device, local_processes: int = 1) -
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bf16 itself, rather than through fp32."""
+    """True when the hardware multiplies bf16 natively, not through fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "mps":
@@ -76,7 +76,7 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def choose_precision(asked: str, device: torch.device) -> str:
-    """fp32, bf16 or fp16. Raises InputError when the one asked for cannot be had on the device."""
+    """fp32, bf16 or fp16. Raises InputError when the device does not offer the one asked for."""
     if asked == "auto":
         if device.type == "mps":
             return "fp32"  # the first Apple chips emulate bf16
@@ -90,14 +90,20 @@ def choose_precision(asked: str, device: torch.device) -> str:
     return asked
 
 
-class Arithmetic:
-    """How a step computes: device, autocast type, and the gradient scaler that fp16 needs and others do not."""
+class Precision:
+    """Number format of a step: device, autocast type, and the gradient scaler that only fp16 needs."""
 
-    def __init__(self, device: torch.device, precision: str) -> None:
-        self.device, self.precision, self.dtype = device, precision, AUTOCAST_DTYPES[precision]
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    def __init__(self, device: torch.device, name: str) -> None:
+        self.device, self.name, self.dtype = device, name, AUTOCAST_DTYPES[name]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    @classmethod
+    def of(cls, config: TrainConfig, device: torch.device) -> Precision:
+        """The precision of a run on this device. Raises InputError when the device does not offer it."""
+        return cls(device, choose_precision(config.precision, device))
 
     def autocast(self) -> torch.autocast:
+        """Context in which forward computes in this precision."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
 
@@ -107,14 +113,14 @@ def choose_threads(asked: int, local_processes: int) -> int:
 
 
 def set_threads(config: TrainConfig, local_processes: int) -> int:
-    """Give this process its threads, and say how many."""
+    """Set the number of CPU threads of this process, and return it."""
     threads = choose_threads(config.threads, local_processes)
     torch.set_num_threads(threads)
     return threads
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what was queued; a clock read before that would lie."""
+    """Wait until the device has finished its queue; only then is a clock reading right."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
@@ -130,7 +136,7 @@ def peak_memory_bytes() -> int:
 
 
 def accelerator_peak_bytes(device: torch.device) -> int | None:
-    """Largest memory that tensors took on the accelerator so far; None on a CPU."""
+    """Largest memory of tensors on a CUDA device so far; None on other devices."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
@@ -168,7 +174,7 @@ def _cpu_name() -> str:
 
 
 def _git_commit() -> str | None:
-    """Commit of the code that runs, with a plus sign when files differ from it; None outside a checkout."""
+    """Commit of the running code, with a plus sign when files differ from it; None outside a git checkout."""
     root = Path(__file__).resolve().parent
     commit = _output_of("git", "-C", str(root), "rev-parse", "--short=10", "HEAD")
     changed = _output_of("git", "-C", str(root.parent), "status", "--porcelain", "--untracked-files=no", "--", "*.py")

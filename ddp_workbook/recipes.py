@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.errors import InputError
+from ddp_workbook.specs import DATASETS, MODELS
 
 DEFAULT = "resnet50-cifar10"  # what the course is about
 EMBEDDED = "resnet50-digits"  # needs no download: the images come with scikit-learn
@@ -14,17 +15,19 @@ EMBEDDED = "resnet50-digits"  # needs no download: the images come with scikit-l
 # serial run.
 _MLP = TrainConfig(
     model="mlp", dataset="mnist", image_size=28, augment=False, epochs=5, batch_size=32, optimizer="adam", lr=0.001,
-    lr_batch=64, weight_decay=1e-5, dropout=0.2, label_smoothing=0.0, head_lr=1.0, schedule="step",
+    base_batch_size=64, weight_decay=1e-5, dropout=0.2, label_smoothing=0.0, head_lr_scale=1.0, schedule="step",
     step_epochs=3, step_gamma=0.5, warmup=0.0,
 )  # fmt: skip
 _CNN = TrainConfig(
-    model="cnn", dataset="mnist", image_size=28, augment=False, epochs=10, batch_size=64, lr=0.01, lr_batch=64,
-    weight_decay=0.0, dropout=0.5, label_smoothing=0.0, head_lr=1.0, schedule="constant", warmup=0.0,
+    model="cnn", dataset="mnist", image_size=28, augment=False, epochs=10, batch_size=64, lr=0.01, base_batch_size=64,
+    weight_decay=0.0, dropout=0.5, label_smoothing=0.0, head_lr_scale=1.0, schedule="constant", warmup=0.0,
 )  # fmt: skip
 
-_ALL = (
+_TUNED = (
     TrainConfig(dataset="cifar10"),
-    TrainConfig(dataset="digits", epochs=12, batch_size=64, lr=0.05, lr_batch=64, warmup=0.15, label_smoothing=0.0),
+    TrainConfig(
+        dataset="digits", epochs=12, batch_size=64, lr=0.05, base_batch_size=64, warmup=0.15, label_smoothing=0.0
+    ),
     TrainConfig(dataset="mnist", epochs=3),
     TrainConfig(dataset="imagefolder"),
     _MLP,
@@ -32,14 +35,20 @@ _ALL = (
     replace(_MLP, dataset="digits", epochs=30, step_epochs=18),
     replace(_CNN, dataset="digits", epochs=20),
 )
+# A new data set can be trained on at once, and so can a new model, with the defaults of TrainConfig.
+_UNTUNED = (
+    *(TrainConfig(dataset=name) for name in DATASETS),
+    *(TrainConfig(model=name, dataset="digits") for name in MODELS),
+)
 
-RECIPES: dict[str, TrainConfig] = {config.recipe: config for config in _ALL}
+RECIPES: dict[str, TrainConfig] = {config.recipe: config for config in _TUNED}
+RECIPES |= {config.recipe: config for config in _UNTUNED if config.recipe not in RECIPES}
 
 
 def serial_recipe(name: str) -> TrainConfig:
     """The recipe for one process that takes the whole global batch that the learning rate belongs to."""
     recipe = get_recipe(name)
-    return replace(recipe, batch_size=recipe.lr_batch)
+    return replace(recipe, batch_size=recipe.base_batch_size)
 
 
 def get_recipe(name: str) -> TrainConfig:

@@ -1,6 +1,6 @@
-"""What torchrun finds under its entry points (pyproject.toml) for --rdzv-backend=loopback.
+"""The plug-in that torchrun finds by its entry point (pyproject.toml) for --rdzv-backend=loopback.
 
-A module of its own that imports nothing: torchrun loads it while its own rendezvous modules are half loaded.
+A module that imports nothing at its top: torchrun loads it while its own rendezvous modules are half loaded.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 def create_handler(params: object) -> object:
     """A handler for torchrun's parameters; raises ValueError for more than one machine."""
-    from ddp_workbook.rendezvous import LoopbackRendezvous
+    from ddp_workbook.distributed.rendezvous import LoopbackRendezvous
 
     return LoopbackRendezvous.of(params)
 
 
 def plug_in() -> Callable[[object], object]:
-    """What torchrun calls to learn how handlers are made."""
+    """Called by torchrun; returns the function that creates handlers."""
     return create_handler

@@ -14,10 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from ddp_workbook.config import TrainConfig
 from ddp_workbook.datasets import Dataset, ImageSet
-from ddp_workbook.recipes import RECIPES
 from ddp_workbook.record import DatasetInfo, Environment, EpochRecord, HistoryRecord, RunRecord, WorldInfo
 from ddp_workbook.team import process_context
 from ddp_workbook.timings import (
@@ -32,6 +29,9 @@ from ddp_workbook.timings import (
     SweepRecord,
     Timeline,
 )
+
+from ddp_workbook.config import TrainConfig
+from ddp_workbook.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("MPLBACKEND", "agg")

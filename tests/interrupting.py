@@ -5,19 +5,19 @@ from dataclasses import replace
 
 import torch
 from conftest import make_data
-from torch import nn
-
-import distributed_train
-from ddp_workbook import models, watch
 from ddp_workbook.checkpoint import checkpoint_path, load_checkpoint
-from ddp_workbook.config import Keeping, TrainConfig
-from ddp_workbook.devices import Arithmetic, choose_precision
-from ddp_workbook.distributed import World
 from ddp_workbook.endings import Stopped
 from ddp_workbook.loader import TrainLoader
 from ddp_workbook.record import load_run
 from ddp_workbook.results import check_writable, run_kind
 from ddp_workbook.resume import Keeper, read_sealed, resume_dir, saved_steps
+from torch import nn
+
+import distributed_train
+from ddp_workbook import models, watch
+from ddp_workbook.config import Keeping, TrainConfig
+from ddp_workbook.devices import Arithmetic, choose_precision
+from ddp_workbook.distributed import World
 
 CPU = torch.device("cpu")
 ALONE = World()

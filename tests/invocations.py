@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from conftest import make_anatomy, make_benchmark, make_run, make_survey
-
-import distributed_train
-from ddp_workbook import cli
 from ddp_workbook.files import save_record
 from ddp_workbook.record import record_paths
 from ddp_workbook.summary import summarise
+
+import distributed_train
+from ddp_workbook import cli
 
 TRAIN, COURSE = "distributed_train.py", "ddp-workbook"
 DIGITS = ["--recipe", "mlp-digits", "--device", "cpu", "--precision", "fp32", "--epochs", "1"]

@@ -7,10 +7,10 @@ import time
 import pytest
 import torch
 from conftest import run_on_ranks
+from ddp_workbook.anatomy import time_steps
 from torch import nn
 
 from ddp_workbook import distributed
-from ddp_workbook.anatomy import time_steps
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.devices import Arithmetic
 

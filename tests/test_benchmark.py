@@ -12,20 +12,20 @@ import psutil
 import pytest
 import torch
 from conftest import ROOT, make_benchmark
-
-from ddp_workbook import cli
 from ddp_workbook.anatomy import measure_anatomy, sweep
 from ddp_workbook.benchmark import arrangements, thin, train
 from ddp_workbook.costmodel import check_steps
-from ddp_workbook.course import latest_experiment
-from ddp_workbook.errors import InputError
 from ddp_workbook.experiment import load_experiment, metrics, run_experiment, save_experiment
 from ddp_workbook.files import load_record
 from ddp_workbook.launch import LaunchError
-from ddp_workbook.recipes import RECIPES
 from ddp_workbook.survey import survey
 from ddp_workbook.team import Team
 from ddp_workbook.timings import PerformanceMetrics
+
+from ddp_workbook import cli
+from ddp_workbook.course import latest_experiment
+from ddp_workbook.errors import InputError
+from ddp_workbook.recipes import RECIPES
 
 # without dropout the ranks' joined batch gives the very gradient of the serial run
 CONFIG = replace(RECIPES["mlp-digits"], dropout=0.0, precision="fp32", device="cpu")

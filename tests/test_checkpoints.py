@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_data
+from ddp_workbook.checkpoint import checkpoint_path
+from ddp_workbook.record import load_run
+from ddp_workbook.resume import Keeper, read_sealed, resume_dir, saved_steps, write_sealed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interrupting import (
@@ -19,11 +22,8 @@ from interrupting import (
 )
 
 from ddp_workbook import engine
-from ddp_workbook.checkpoint import checkpoint_path
 from ddp_workbook.config import Keeping
 from ddp_workbook.errors import InputError
-from ddp_workbook.record import load_run
-from ddp_workbook.resume import Keeper, read_sealed, resume_dir, saved_steps, write_sealed
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pytest
 from conftest import make_anatomy, make_survey
-
 from ddp_workbook.costmodel import (
     Link,
     ModelCosts,
@@ -22,9 +21,10 @@ from ddp_workbook.costmodel import (
     serial_share,
     slowest,
 )
-from ddp_workbook.errors import InputError
 from ddp_workbook.files import save_record
 from ddp_workbook.prediction import cost_table, predict_network
+
+from ddp_workbook.errors import InputError
 from ddp_workbook.recipes import RECIPES
 
 

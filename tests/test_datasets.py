@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, needs_real_data
+from ddp_workbook.datasets import load_dataset
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from ddp_workbook import datasets
 from ddp_workbook.config import IMAGES, TrainConfig
-from ddp_workbook.datasets import load_dataset
 from ddp_workbook.errors import InputError
 
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import make_data, run_on_ranks
+from ddp_workbook.engine import build_optimizer, build_schedule, evaluate, train_epoch, train_step
+from ddp_workbook.loader import Normaliser, TrainLoader, evaluation_batches
 from torch import nn
 
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.devices import Arithmetic
 from ddp_workbook.distributed import World, average_buffers, gather_objects, read_world, reduce_sum, unwrap, wrap_ddp
-from ddp_workbook.engine import build_optimizer, build_schedule, evaluate, train_epoch, train_step
 from ddp_workbook.errors import InputError
-from ddp_workbook.loader import Normaliser, TrainLoader, evaluation_batches
 
 CPU = torch.device("cpu")
 FP32 = Arithmetic(CPU, "fp32")

@@ -9,9 +9,9 @@ import psutil
 import pytest
 import torch
 from conftest import ROOT, needs_real_data
+from ddp_workbook.doctor import Finding, describe, examine
 
 from ddp_workbook import cli, doctor
-from ddp_workbook.doctor import Finding, describe, examine
 from ddp_workbook.errors import InputError
 
 Usage = collections.namedtuple("Usage", "free")

@@ -1,7 +1,6 @@
 """What is read off a run that loses a rank. Notebook 03, which the course test runs, kills a real one."""
 
 import psutil
-
 from ddp_workbook.elastic import Observer
 
 

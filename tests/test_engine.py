@@ -7,13 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import make_data
-from sklearn.metrics import confusion_matrix, log_loss
-from torch import nn
-
 from ddp_workbook.checkpoint import TrainingState
-from ddp_workbook.config import TrainConfig
-from ddp_workbook.devices import Arithmetic
-from ddp_workbook.distributed import World
 from ddp_workbook.engine import (
     build_optimizer,
     build_schedule,
@@ -23,9 +17,15 @@ from ddp_workbook.engine import (
     train_epoch,
     train_step,
 )
-from ddp_workbook.errors import InputError
 from ddp_workbook.loader import Normaliser, TrainLoader, evaluation_batches
 from ddp_workbook.tally import add_up
+from sklearn.metrics import confusion_matrix, log_loss
+from torch import nn
+
+from ddp_workbook.config import TrainConfig
+from ddp_workbook.devices import Arithmetic
+from ddp_workbook.distributed import World
+from ddp_workbook.errors import InputError
 
 CPU = torch.device("cpu")
 FP32 = Arithmetic(CPU, "fp32")

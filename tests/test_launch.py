@@ -8,10 +8,10 @@ import time
 import psutil
 import pytest
 from conftest import ROOT
+from ddp_workbook.launch import LaunchError, torchrun
 
 from ddp_workbook import cli
 from ddp_workbook.errors import InputError
-from ddp_workbook.launch import LaunchError, torchrun
 
 
 def script(tmp_path, body):

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import make_data
+from ddp_workbook.loader import Normaliser, TrainLoader, crop_and_flip, evaluation_batches, evaluation_shard
 from torch.nn import functional
 
 from ddp_workbook import loader as loader_module
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.distributed import World
 from ddp_workbook.errors import InputError
-from ddp_workbook.loader import Normaliser, TrainLoader, crop_and_flip, evaluation_batches, evaluation_shard
 
 CPU = torch.device("cpu")
 

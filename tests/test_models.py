@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from ddp_workbook.models import Dropout, MatmulConv2d, build_model, compute_by_matmul, count_parameters
 from torch import nn
 from torchvision.models import resnet50
 
 from ddp_workbook.config import TrainConfig
-from ddp_workbook.models import Dropout, MatmulConv2d, build_model, compute_by_matmul, count_parameters
 from ddp_workbook.recipes import RECIPES
 
 

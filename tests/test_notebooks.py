@@ -8,12 +8,12 @@ import tomllib
 import nbformat
 import pytest
 from conftest import ROOT
-from pypdf import PdfReader
-
-from ddp_workbook.errors import InputError
 from ddp_workbook.files import load_record
 from ddp_workbook.notebooks import COURSE, NotebookError, parameters_of, run_course, run_notebook, stale_reason
 from ddp_workbook.record import CourseSummary, NotebookTimes
+from pypdf import PdfReader
+
+from ddp_workbook.errors import InputError
 
 WRITTEN = [
     "baseline_metrics.json", "baseline_history.json", "distributed_metrics.json", "distributed_history.json",

@@ -4,10 +4,10 @@ import time
 
 import psutil
 import pytest
-
-from ddp_workbook.errors import InputError
 from ddp_workbook.launch import LaunchError
 from ddp_workbook.ranks import run_on_ranks
+
+from ddp_workbook.errors import InputError
 
 
 def test_ranks_meet_and_their_lines_stay_whole():

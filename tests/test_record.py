@@ -8,20 +8,20 @@ from dataclasses import fields
 import pytest
 import torch
 from conftest import ROOT, make_benchmark, make_run
+from ddp_workbook.checkpoint import TrainingState, checkpoint_path, load_checkpoint, load_weights, save_checkpoint
+from ddp_workbook.engine import build_optimizer, build_schedule
+from ddp_workbook.files import load_record, save_record, save_text, write_whole
+from ddp_workbook.record import CourseSummary, HistoryRecord, NotebookTimes, RunRecord, load_run, record_paths
+from ddp_workbook.results import check_writable, finished_run, run_kind
+from ddp_workbook.timings import AnatomyRecord, BenchmarkRecord, PerformanceMetrics, SurveyRecord
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ddp_workbook.checkpoint import TrainingState, checkpoint_path, load_checkpoint, load_weights, save_checkpoint
 from ddp_workbook.devices import Arithmetic, choose_device
 from ddp_workbook.distributed import World
-from ddp_workbook.engine import build_optimizer, build_schedule
 from ddp_workbook.errors import InputError
-from ddp_workbook.files import load_record, save_record, save_text, write_whole
 from ddp_workbook.recipes import RECIPES
-from ddp_workbook.record import CourseSummary, HistoryRecord, NotebookTimes, RunRecord, load_run, record_paths
-from ddp_workbook.results import check_writable, finished_run, run_kind
-from ddp_workbook.timings import AnatomyRecord, BenchmarkRecord, PerformanceMetrics, SurveyRecord
 
 
 def save_run_files(folder, kind="baseline"):

@@ -11,12 +11,12 @@ from importlib.metadata import EntryPoint
 import psutil
 import pytest
 from conftest import ROOT, run_on_ranks
+from ddp_workbook.launch import torchrun
+from ddp_workbook.rendezvous import serve_store
 from torch.distributed.elastic.rendezvous.api import RendezvousParameters
 
 from ddp_workbook.distributed import read_timeout
 from ddp_workbook.errors import InputError
-from ddp_workbook.launch import torchrun
-from ddp_workbook.rendezvous import serve_store
 from ddp_workbook.torchrun_plugin import create_handler, plug_in
 
 LOCAL = {"127.0.0.1", "::1"}

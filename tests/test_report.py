@@ -9,19 +9,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from conftest import ROOT, make_anatomy, make_benchmark, make_run, make_survey
+from ddp_workbook.claims import claims_table
+from ddp_workbook.costmodel import Link, ModelCosts
+from ddp_workbook.files import load_record, save_record
+from ddp_workbook.record import RunRecord, record_paths
+from ddp_workbook.scaling import Interval, verdict
+from ddp_workbook.summary import comparison_table, insert_table, readme_table, summarise
 from pypdf import PdfReader
 
 from ddp_workbook import plots, plots_cost, plots_speed
-from ddp_workbook.claims import claims_table
-from ddp_workbook.costmodel import Link, ModelCosts
 from ddp_workbook.errors import InputError
-from ddp_workbook.files import load_record, save_record
 from ddp_workbook.recipes import RECIPES
-from ddp_workbook.record import RunRecord, record_paths
 from ddp_workbook.report import diagrams
 from ddp_workbook.report.build import agreement, build_report, load_team
-from ddp_workbook.scaling import Interval, verdict
-from ddp_workbook.summary import comparison_table, insert_table, readme_table, summarise
 
 RUNS, HISTORIES = zip(make_run(), make_run("distributed", right=88), strict=True)
 FIGURES = {

@@ -6,6 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_data, run_on_ranks
+from ddp_workbook.checkpoint import checkpoint_path, load_checkpoint
+from ddp_workbook.loader import TrainLoader
+from ddp_workbook.record import load_run
+from ddp_workbook.results import finished_run, tell_finished
+from ddp_workbook.resume import Keeper, read_sealed, resume_dir, saved_steps
 from interrupting import (
     ALONE,
     CPU,
@@ -25,14 +30,9 @@ from interrupting import (
 
 import distributed_train
 from ddp_workbook import devices
-from ddp_workbook.checkpoint import checkpoint_path, load_checkpoint
 from ddp_workbook.config import Keeping
 from ddp_workbook.distributed import World
 from ddp_workbook.errors import InputError
-from ddp_workbook.loader import TrainLoader
-from ddp_workbook.record import load_run
-from ddp_workbook.results import finished_run, tell_finished
-from ddp_workbook.resume import Keeper, read_sealed, resume_dir, saved_steps
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import make_benchmark, make_run
-
-from ddp_workbook.errors import InputError
 from ddp_workbook.record import load_run
 from ddp_workbook.scaling import (
     Interval,
@@ -21,6 +19,8 @@ from ddp_workbook.scaling import (
     spread_words,
     wilson,
 )
+
+from ddp_workbook.errors import InputError
 
 
 def test_speedup_cancels_what_slows_the_whole_machine():

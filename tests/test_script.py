@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from ddp_workbook.checkpoint import load_checkpoint
+from ddp_workbook.launch import torchrun
+from ddp_workbook.record import load_run
+from ddp_workbook.scaling import require_comparable
 
 import distributed_train
 from ddp_workbook import devices
-from ddp_workbook.checkpoint import load_checkpoint
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.errors import InputError
-from ddp_workbook.launch import torchrun
 from ddp_workbook.recipes import RECIPES
-from ddp_workbook.record import load_run
-from ddp_workbook.scaling import require_comparable
 
 SCRIPT = ROOT / "distributed_train.py"
 FLAGS = ["--recipe", "resnet50-digits", "--epochs", "1", "--device", "cpu", "--precision", "fp32"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import run_on_ranks
+from ddp_workbook.shared_memory import require_shared_memory
 from torch import nn
 
 import distributed_train
@@ -15,7 +16,6 @@ from ddp_workbook import shared_memory
 from ddp_workbook.config import Keeping, TrainConfig
 from ddp_workbook.distributed import World, wrap_ddp
 from ddp_workbook.errors import InputError
-from ddp_workbook.shared_memory import require_shared_memory
 
 CPU = torch.device("cpu")
 STEPS = 5

@@ -7,17 +7,17 @@ import sys
 
 import pytest
 from conftest import ROOT
+from ddp_workbook.endings import Stopped, stop_requests, tell
+from ddp_workbook.files import hold
+from ddp_workbook.results import hold_folders
+from ddp_workbook.resume import newest_whole
 from filelock import FileLock
 
 import distributed_train
 from ddp_workbook import endings
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.distributed import LostContact, World
-from ddp_workbook.endings import Stopped, stop_requests, tell
 from ddp_workbook.errors import InputError
-from ddp_workbook.files import hold
-from ddp_workbook.results import hold_folders
-from ddp_workbook.resume import newest_whole
 
 RUN = ["distributed_train.py", "--recipe", "mlp-digits", "--device", "cpu", "--epochs", "1000"]
 

@@ -7,12 +7,12 @@ import zlib
 from pathlib import Path
 
 import pytest
+from ddp_workbook.datasets import load_dataset
+from ddp_workbook.record import LONGEST_NAME
 from PIL import Image
 
 from ddp_workbook.config import TrainConfig
-from ddp_workbook.datasets import load_dataset
 from ddp_workbook.errors import InputError
-from ddp_workbook.record import LONGEST_NAME
 
 posix = pytest.mark.skipif(os.name != "posix", reason="links, pipes and odd names as POSIX has them")
 

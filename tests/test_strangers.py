@@ -9,6 +9,8 @@ import matplotlib.pyplot as plt
 import pytest
 import typst
 from conftest import ROOT
+from ddp_workbook.files import load_record
+from ddp_workbook.record import RunRecord, load_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from invocations import finish_course
@@ -16,8 +18,6 @@ from pypdf import PdfReader
 
 from ddp_workbook import files, plots
 from ddp_workbook.errors import InputError
-from ddp_workbook.files import load_record
-from ddp_workbook.record import RunRecord, load_run
 from ddp_workbook.report import build
 from ddp_workbook.report.build import build_report
 from ddp_workbook.report.members import load_team

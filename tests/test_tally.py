@@ -4,10 +4,9 @@ import math
 
 import pytest
 import torch
+from ddp_workbook.tally import Outcome, Tally, add_up
 from sklearn.metrics import accuracy_score, log_loss
 from torch.nn import functional
-
-from ddp_workbook.tally import Outcome, Tally, add_up
 
 
 def outcome(size, seed, loss=None):

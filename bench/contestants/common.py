@@ -17,13 +17,13 @@ from pathlib import Path
 
 import psutil
 import torch
+from ddp_workbook.models import Dropout, MatmulConv2d, build_model
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
 from ddp_workbook.config import IMAGES, TrainConfig
-from ddp_workbook.models import Dropout, MatmulConv2d, build_model
 from ddp_workbook.recipes import get_recipe
 
 SHORT_EPOCHS = 2

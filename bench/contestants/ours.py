@@ -9,14 +9,14 @@ from dataclasses import replace
 
 import torch
 from common import Stopwatch, read_options
-
 from ddp_workbook.checkpoint import TrainingState
 from ddp_workbook.datasets import Dataset, ImageSet, load_dataset
-from ddp_workbook.devices import Arithmetic, choose_precision, set_threads
-from ddp_workbook.distributed import process_group, read_world, wrap_ddp
 from ddp_workbook.engine import build_optimizer, build_schedule, fit
 from ddp_workbook.loader import TrainLoader
 from ddp_workbook.models import build_model
+
+from ddp_workbook.devices import Arithmetic, choose_precision, set_threads
+from ddp_workbook.distributed import process_group, read_world, wrap_ddp
 
 
 class Clock:

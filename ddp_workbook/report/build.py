@@ -1,41 +1,46 @@
-"""Records to results/<recipe>/report.pdf. Numbers and verdicts are made here; report.typ holds the prose."""
+"""From records to results/<recipe>/report.pdf: numbers and verdicts are computed here, report.typ is the prose."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import tempfile
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
 import typst
 
-from ddp_workbook import plots, plots_speed
-from ddp_workbook.claims import claims_table
+from ddp_workbook.analysis import plots, plots_speed
+from ddp_workbook.analysis.speedup import (
+    accuracy_difference,
+    require_comparable,
+    speedup_table,
+    upper_bound_shares,
+    verdict,
+)
+from ddp_workbook.analysis.tables import claims_table, class_accuracies, comparison_table, summarize_run
 from ddp_workbook.errors import InputError
-from ddp_workbook.files import load_record, write_whole
-from ddp_workbook.record import CourseSummary, HistoryRecord, RunRecord, load_run
+from ddp_workbook.records.course import CourseSummary
+from ddp_workbook.records.files import load_record, write_atomically
+from ddp_workbook.records.run import HistoryRecord, RunRecord, load_run
+from ddp_workbook.records.timing import BatchSweep, BenchmarkRecord, Interval, StepBreakdown
 from ddp_workbook.report import diagrams
 from ddp_workbook.report.costs import costs_content, draw_costs
 from ddp_workbook.report.members import TEAM_FILE, Team, load_team
-from ddp_workbook.scaling import Interval, accuracy_difference, bound_shares, require_comparable, speedup_table, verdict
-from ddp_workbook.summary import class_accuracies, comparison_table, summarise_run
-from ddp_workbook.timings import AnatomyRecord, BenchmarkRecord, SurveyRecord
+from ddp_workbook.specs import DATASETS, MODELS
 
 HERE = Path(__file__).resolve().parent
-MODELS = {
-    "resnet50": {"title": "a ResNet-50"},
-    "mlp": {"title": "a multilayer perceptron", "layers": "hidden layers of 512, 256 and 128 units"},
-    "cnn": {
-        "title": "a small convolutional network",
-        "layers": "two convolutions with 32 and 64 channels, each followed by pooling, and a hidden layer of 128 units",
-    },
-}
-UNUSABLE = (ValueError, LookupError, ArithmeticError, typst.TypstError)  # how drawing meets numbers that make no sense
+UNUSABLE = (
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    typst.TypstError,
+)  # raised while drawing numbers that make no sense
 
 
 def build_report(run_dir: Path, team_file: Path = TEAM_FILE) -> Path:
-    """Write run_dir/report.pdf from the records in run_dir, whole or not at all, and return its path.
+    """Write run_dir/report.pdf from the records in run_dir, atomically, and return its path.
 
     Raises InputError when a record or report.toml is missing or does not fit.
     """
@@ -44,19 +49,19 @@ def build_report(run_dir: Path, team_file: Path = TEAM_FILE) -> Path:
     require_comparable(runs[0][0], runs[1][0])
     benchmark = load_record(BenchmarkRecord, run_dir / "benchmark.json")
     summary = load_record(CourseSummary, run_dir / "test_summary.json")
-    anatomy = load_record(AnatomyRecord, run_dir / "anatomy.json")
-    survey = load_record(SurveyRecord, run_dir / "survey.json")
+    breakdown = load_record(StepBreakdown, run_dir / "step_breakdown.json")
+    sweep = load_record(BatchSweep, run_dir / "batch_sweep.json")
     try:
-        pdf = _compile(team, runs, benchmark, summary, anatomy, survey)
+        pdf = _compile(team, runs, benchmark, summary, breakdown, sweep)
     except UNUSABLE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise InputError(f"no report can be made of {run_dir}/*.json ({reason}); run notebook 04 again") from error
+        raise InputError(f"no report can be made from {run_dir}/*.json ({reason}); run notebook 04 again") from error
     except OSError as error:
         raise InputError(
             f"cannot make the report in {tempfile.gettempdir()} ({error.strerror or error}); free some space"
         ) from error
     target = run_dir / "report.pdf"
-    write_whole(target, lambda file: file.write(pdf))
+    write_atomically(target, lambda file: file.write(pdf))
     return target
 
 
@@ -65,19 +70,19 @@ def _compile(
     runs: list[tuple[RunRecord, HistoryRecord]],
     benchmark: BenchmarkRecord,
     summary: CourseSummary,
-    anatomy: AnatomyRecord,
-    survey: SurveyRecord,
+    breakdown: StepBreakdown,
+    sweep: BatchSweep,
 ) -> bytes:
-    """The PDF. typst is given a folder of its own and reads nothing outside it."""
+    """The PDF. typst works in a temporary folder and reads nothing outside it."""
     (baseline, baseline_history), (distributed, distributed_history) = runs
     with tempfile.TemporaryDirectory(prefix="report-") as folder:
         root = Path(folder)
         for name in ("report.typ", "layout.typ", "references.yml"):
             shutil.copy(HERE / name, root / name)
         _draw(root, [baseline, distributed], [baseline_history, distributed_history], benchmark)
-        draw_costs(root, anatomy, survey, benchmark)
+        draw_costs(root, breakdown, sweep, benchmark)
         content = _content(team, baseline, distributed, benchmark, summary)
-        content |= {"costs": costs_content(anatomy, survey), "claims": claims_table(anatomy, survey, benchmark)}
+        content |= {"costs": costs_content(breakdown, sweep), "claims": claims_table(breakdown, sweep, benchmark)}
         (root / "data.json").write_text(json.dumps(content), encoding="utf-8")
         return typst.compile(
             str(root / "report.typ"),
@@ -89,10 +94,10 @@ def _compile(
 
 
 def _draw(root: Path, runs: list[RunRecord], histories: list[HistoryRecord], benchmark: BenchmarkRecord) -> None:
-    distributed = runs[1]
+    world = runs[1].world
     figures = {
-        "architecture": diagrams.architecture(distributed.world.processes, distributed.world.backend or "none"),
-        "data_flow": diagrams.data_flow(distributed.world.processes),
+        "architecture": diagrams.architecture(world.processes, world.backend or "none"),
+        "data_flow": diagrams.data_flow(world.processes),
         "curves": plots.training_curves(histories),
         "comparison": plots.baseline_vs_distributed(runs, histories),
         "confusion": plots.confusion_matrices(runs),
@@ -106,7 +111,7 @@ def _draw(root: Path, runs: list[RunRecord], histories: list[HistoryRecord], ben
 def _content(
     team: Team, baseline: RunRecord, distributed: RunRecord, benchmark: BenchmarkRecord, summary: CourseSummary
 ) -> dict:
-    """Everything that report.typ prints, as text: no arithmetic and no rounding happen there."""
+    """Everything that report.typ prints, as text: it neither computes nor rounds."""
     config, world, machine = baseline.config, distributed.world, baseline.environment
     difference = accuracy_difference(baseline, distributed)
     return {
@@ -114,23 +119,23 @@ def _content(
         "recipe": baseline.recipe,
         "date": datetime.fromisoformat(distributed.finished_at).strftime("%d %B %Y").lstrip("0"),
         "dataset": _dataset(baseline),
-        "model": {"name": config.model} | MODELS[config.model],
+        "model": {"name": config.model} | asdict(MODELS[config.model]),
         "config": {
             "epochs": config.epochs,
             "lr": f"{config.peak_lr(1):g}",
             "augment": config.augment,
             "hard": config.augment or config.label_smoothing > 0 or config.dropout > 0,
-            "head_lr": f"{config.head_lr:g}",
+            "head_lr_scale": f"{config.head_lr_scale:g}",
             "optimizer": config.optimizer,
-            "dropout": f"{config.dropout:.0%}".replace("%", " %"),
+            "dropout": _percent(config.dropout, 0),
             "momentum": f"{config.momentum:g}",
             "weight_decay": f"{config.weight_decay:g}",
             "smoothing": f"{config.label_smoothing:g}",
             "schedule": config.schedule,
-            "warmup": f"{config.warmup:.0%}".replace("%", " %"),
+            "warmup": _percent(config.warmup, 0),
             "batch": config.batch_size,
             "batch_each": distributed.config.batch_size,
-            "compression": distributed.config.gradient_compression,
+            "comm_hook": distributed.config.comm_hook,
             "parameters": f"{baseline.parameters:,}",
             "gradient_mib": f"{baseline.parameters * 4 / 2**20:.0f}",
         },
@@ -166,27 +171,22 @@ def _content(
                 "run": row.run,
                 "speedup": f"{row.speedup.value:.2f}",
                 "interval": f"{row.speedup.low:.2f} to {row.speedup.high:.2f}",
-                "efficiency": f"{row.efficiency.value:.0%}".replace("%", " %"),
+                "efficiency": _percent(row.efficiency.value, 0),
                 "verdict": verdict(row.speedup),
             }
             for row in speedup_table(benchmark)
         ],
         "benchmark": {"rounds": benchmark.rounds, "steps": benchmark.steps, "spread": spread(benchmark)},
-        "bound": f"{next(iter(bound_shares(benchmark).values())):.2f}",
+        "upper_bound": next(iter(upper_bound_shares(benchmark).values())).text(".2f"),
         "whole_runs": f"{baseline.train_seconds / distributed.train_seconds:.2f}",
     }
 
 
 def _dataset(run: RunRecord) -> dict:
-    known = {
-        "cifar10": ("CIFAR-10", "krizhevsky2009"),
-        "digits": ("the handwritten digits of scikit-learn", "alpaydin1998"),
-        "mnist": ("MNIST", "lecun1998"),
-    }
-    title, source = known.get(run.dataset.name, ("a folder of images", None))
+    spec = DATASETS[run.dataset.name]
     return {
-        "title": title,
-        "source": source,
+        "title": spec.title,
+        "source": spec.source,
         "train": f"{run.dataset.train_images:,}",
         "test": f"{run.dataset.test_images:,}",
         "classes": len(run.dataset.classes),
@@ -196,10 +196,10 @@ def _dataset(run: RunRecord) -> dict:
 
 
 def _run(run: RunRecord) -> dict:
-    summary = summarise_run(run)
+    summary = summarize_run(run)
     return {
         "accuracy": _percent(run.test_accuracy),
-        "interval": f"{_percent(summary.accuracy_low)} to {_percent(summary.accuracy_high)}",
+        "interval": f"{_percent(summary.accuracy.low)} to {_percent(summary.accuracy.high)}",
         "train_minutes": f"{run.train_seconds / 60:.1f}",
         "evaluation_seconds": f"{run.evaluation_seconds:.0f}",
         "rate": f"{run.images_per_second:.0f}",
@@ -224,8 +224,8 @@ def _classes(baseline: RunRecord, distributed: RunRecord) -> list[list[str]]:
     return rows
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
+def _percent(share: float, digits: int = 2) -> str:
+    return f"{100 * share:.{digits}f} %"
 
 
 def _points(difference: Interval) -> dict:
@@ -243,18 +243,18 @@ def agreement(difference: Interval) -> str:
 
 
 def recheck(summary: CourseSummary) -> str:
-    """What testing the saved checkpoint again in one process showed."""
+    """Result of testing the saved model again in one process."""
     if summary.rechecked_disagreements == 0:
         return "reproduced every one of the recorded confusion counts"
     share = 100 * summary.rechecked_disagreements / summary.test_images
     return (
-        f"classified {summary.rechecked_disagreements} of {summary.test_images:,} images ({share:.2f} %) differently, "
-        f"borderline cases that rounding decides when another number of threads adds up"
+        f"classified {summary.rechecked_disagreements} of {summary.test_images:,} images ({share:.2f} %) differently: "
+        f"borderline cases, decided by rounding, which depends on the number of threads"
     )
 
 
 def spread(benchmark: BenchmarkRecord) -> str:
-    """The widest range of rates that one arrangement showed over the rounds."""
-    widest = max(benchmark.arrangements, key=lambda a: max(a.images_per_second) / max(min(a.images_per_second), 1e-9))
+    """The widest range of rates that a configuration showed over the rounds."""
+    widest = max(benchmark.configurations, key=lambda c: max(c.images_per_second) / max(min(c.images_per_second), 1e-9))
     low, high = min(widest.images_per_second), max(widest.images_per_second)
-    return f"{widest.name} ran at anything from {low:.0f} to {high:.0f} images/s"
+    return f"the rate of {widest.name} was between {low:.0f} and {high:.0f} images/s"

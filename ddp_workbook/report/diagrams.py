@@ -1,4 +1,4 @@
-"""The report's two drawings: what the parts are, and what happens in a step."""
+"""The report's two diagrams: the parts of the workbook, and what happens in a step."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from ddp_workbook.plots import BLUE, GREEN, GREY, ORANGE, STYLE
+from ddp_workbook.analysis.plots import BLUE, GREEN, GREY, ORANGE, STYLE
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """An empty drawing, 100 units wide, in which a unit is as long upwards as sideways."""
+    """An empty drawing, 100 units wide, with the same unit in both directions."""
     plt.rcParams.update(STYLE)
     figure, ax = plt.subplots(figsize=(width, height))
     ax.set(xlim=(0, 100), ylim=(0, 100 * height / width))
@@ -40,10 +40,10 @@ def architecture(processes: int, backend: str) -> Figure:
     _box(ax, 2, 44, 20, 9, "notebook 02\n(one process)", BLUE)
     _box(ax, 2, 26, 20, 9, "notebook 03:\ntorchrun", ORANGE)
     ranks = [0, 1] if processes == 2 else [0, processes - 1]
-    _box(ax, 32, 44, 26, 9, "engine.fit\nbaseline", BLUE)
+    _box(ax, 32, 44, 26, 9, "loop.fit\nbaseline", BLUE)
     for number, rank in enumerate(ranks):
         y = 27 - 13 * number
-        _box(ax, 32, y, 26, 9, f"engine.fit, rank {rank}\nmodel copy, own shard", ORANGE)
+        _box(ax, 32, y, 26, 9, f"loop.fit, rank {rank}\nmodel copy, own shard", ORANGE)
         _arrow(ax, (22, 30.5), (32, y + 4.5))
     _arrow(ax, (45, 27), (45, 23), both=True)
     ax.text(46.5, 25, f"{backend}: all-reduce", fontsize=8, va="center", color=GREY)
@@ -66,7 +66,7 @@ def data_flow(processes: int) -> Figure:
     steps = [
         ("images\nin memory\n(uint8)", GREEN),
         (f"shard of\n1/{processes}:\nsampler", GREEN),
-        ("crop, flip,\nnormalise", GREEN),
+        ("crop, flip,\nnormalize", GREEN),
         ("forward:\nlogits,\nloss", BLUE),
         ("backward:\ngradients", BLUE),
         ("step:\nweights", BLUE),

@@ -1,4 +1,4 @@
-"""report.toml: what only the reader can know. It may come from anybody, so it is text of bounded size and no more."""
+"""report.toml: names and contributions, filled in by the reader. Its content is checked: text of limited size."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from ddp_workbook.errors import InputError
-from ddp_workbook.record import is_plain
+from ddp_workbook.errors import InputError, first_fault
+from ddp_workbook.records.run import is_plain
 
 TEAM_FILE = Path("report.toml")
 LARGEST_TEAM_FILE = 100_000  # bytes
 
 
 def _one_paragraph(text: object) -> object:
-    """Line breaks become spaces; other control characters are refused."""
+    """Line breaks become spaces; other control characters are rejected."""
     if not isinstance(text, str):
         return text
     joined = " ".join(text.split())
@@ -35,7 +35,7 @@ class Member(BaseModel):
 
 
 class Team(BaseModel):
-    """report.toml: what only the reader can know."""
+    """The content of report.toml."""
 
     model_config = ConfigDict(extra="forbid")
     title: Text
@@ -56,7 +56,6 @@ def load_team(path: Path) -> Team:
     except OSError as error:
         raise InputError(f"cannot read {path} ({error.strerror}); restore it from the repository") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{path} does not fit: {'.'.join(map(str, first['loc']))[:80]}: {first['msg']}") from None
-    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number of 5000 digits, brackets without end
+        raise InputError(f"{path} does not fit: {first_fault(error)[:300]}") from None
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number of 5000 digits, endless brackets
         raise InputError(f"{path} is not valid TOML ({str(error)[:200]})") from None

@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import ROOT, make_data, make_run, run_on_ranks
+from ddp_workbook.files import save_record, write_whole
+from ddp_workbook.resume import newest_whole, read_sealed, resume_dir, saved_steps
 from interrupting import RUNS, SMALL, be_small_and_attentive, both_ways, in_folder, outcome, same, stop_early, train
 
 from ddp_workbook import plots
 from ddp_workbook.errors import InputError
-from ddp_workbook.files import save_record, write_whole
-from ddp_workbook.resume import newest_whole, read_sealed, resume_dir, saved_steps
 
 DRAWS = random.Random(int(os.environ.get("FAULT_SEED", "0")))
 

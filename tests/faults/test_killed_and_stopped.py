@@ -15,7 +15,6 @@ import psutil
 import pytest
 import torch
 from conftest import ROOT
-
 from ddp_workbook.checkpoint import load_checkpoint
 from ddp_workbook.record import load_run
 from ddp_workbook.resume import newest_whole

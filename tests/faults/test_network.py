@@ -13,11 +13,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-
-from ddp_workbook.config import IMAGES
 from ddp_workbook.costmodel import Link
 from ddp_workbook.launch import torchrun
 from ddp_workbook.record import load_run
+
+from ddp_workbook.config import IMAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESSES = ("10.177.0.1", "10.177.0.2")

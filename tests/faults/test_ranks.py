@@ -10,7 +10,6 @@ import time
 import psutil
 import pytest
 from conftest import ROOT
-
 from ddp_workbook.launch import LaunchError, torchrun
 
 SCRIPT = ROOT / "distributed_train.py"

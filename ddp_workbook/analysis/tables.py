@@ -1,0 +1,127 @@
+"""Tables: two runs side by side, the summary of the course, and common claims beside measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from ddp_workbook.analysis.costmodel import bytes_moved, exposed, summed_collectives
+from ddp_workbook.analysis.speedup import SpeedupRow, accuracy_difference, speedup_table
+from ddp_workbook.analysis.statistics import wilson
+from ddp_workbook.records.course import CourseSummary, RunSummary
+from ddp_workbook.records.run import RunRecord
+from ddp_workbook.records.timing import BatchSweep, BenchmarkRecord, SpeedupSummary, StepBreakdown
+
+MIB = 2**20
+
+
+def table_column(run: RunRecord) -> dict[str, str]:
+    """One run's column of the table."""
+    world, low_high = run.world, wilson(correct(run), run.dataset.test_images)
+    return {
+        "test accuracy": f"{run.test_accuracy:.2%}",
+        "95 % interval": f"{low_high.low:.2%} to {low_high.high:.2%}",
+        "test loss (nats)": f"{run.test_loss:.3f}",
+        "training time (s)": f"{run.train_seconds:.1f}",
+        "evaluation time (s)": f"{run.evaluation_seconds:.1f}",
+        "training rate (images/s)": f"{run.images_per_second:.0f}",
+        "epochs": str(run.config.epochs),
+        "processes x threads": f"{world.processes} x {world.threads_per_process}",
+        "global batch": str(world.global_batch),
+        "precision": world.precision,
+        "backend": world.backend or "none",
+        "parameters": f"{run.parameters:,}",
+        "peak memory per process (MiB)": ", ".join(f"{size / MIB:.0f}" for size in run.peak_memory_bytes),
+        "hardware": f"{run.environment.accelerator or run.environment.cpu}, {run.environment.cores} cores",
+        "torch": run.environment.torch,
+    }
+
+
+def comparison_table(runs: Sequence[RunRecord], references: Sequence[RunRecord] = ()) -> pd.DataFrame:
+    """A column per run, and one per reference run of the same recipe where there is one."""
+    columns = {run.kind: table_column(run) for run in runs}
+    columns |= {f"{run.kind}, reference": table_column(run) for run in references}
+    return pd.DataFrame(columns)
+
+
+def correct(run: RunRecord) -> int:
+    """Number of correct predictions on the test images."""
+    return sum(row[i] for i, row in enumerate(run.confusion))
+
+
+def class_accuracies(run: RunRecord) -> list[float]:
+    """Share of each class's test images that is recognized, in class order."""
+    return [row[i] / max(sum(row), 1) for i, row in enumerate(run.confusion)]
+
+
+def summarize_run(run: RunRecord) -> RunSummary:
+    """A run in a few numbers."""
+    by_class = class_accuracies(run)
+    worst = min(range(len(by_class)), key=by_class.__getitem__)
+    return RunSummary(
+        accuracy=wilson(correct(run), run.dataset.test_images),
+        train_seconds=run.train_seconds,
+        images_per_second=run.images_per_second,
+        worst_class=run.dataset.classes[worst],
+        worst_class_accuracy=by_class[worst],
+    )
+
+
+def speedup_summaries(rows: Sequence[SpeedupRow]) -> list[SpeedupSummary]:
+    """Speedups as records have them."""
+    return [SpeedupSummary(baseline=row.baseline, speedup=row.speedup, efficiency=row.efficiency.value) for row in rows]
+
+
+def summarize(
+    baseline: RunRecord, distributed: RunRecord, benchmark: BenchmarkRecord, disagreements: int
+) -> CourseSummary:
+    """What notebook 04 writes to test_summary.json; `disagreements`: images classified differently the second time."""
+    return CourseSummary(
+        recipe=baseline.recipe,
+        test_images=baseline.dataset.test_images,
+        baseline=summarize_run(baseline),
+        distributed=summarize_run(distributed),
+        accuracy_difference=accuracy_difference(baseline, distributed),
+        rechecked_disagreements=disagreements,
+        speedups=speedup_summaries(speedup_table(benchmark)),
+    )
+
+
+def claims_table(breakdown: StepBreakdown, sweep: BatchSweep, benchmark: BenchmarkRecord) -> list[tuple[str, str, str]]:
+    """(common claim, what is true, what was measured on this machine)."""
+    size = breakdown.gradient_bytes
+    moved = ", ".join(f"{bytes_moved(size, count) / MIB:.1f} MiB with {count}" for count in (2, 4, 16))
+    run = benchmark.by_role("distributed")[0].name
+    verdicts = [f"{row.speedup.text('.2f')} over {row.baseline}" for row in speedup_table(benchmark) if row.run == run]
+    largest = sweep.all_reduce.samples[-1]
+    return [
+        (
+            "optimizer.step() synchronises the gradients, and DDP sends the parameters around at every step",
+            "DDP averages gradients in backward, and broadcasts parameters once, when it is constructed",
+            "notebook 03, section 3.3: weights equal after DDP(model), gradients equal after backward",
+        ),
+        (
+            "with more processes, each has less to send",
+            "in a ring all-reduce each process sends 2(N-1)/N times the gradients: it grows towards twice their size",
+            f"by the formula {moved} processes for {size / MIB:.1f} MiB of gradients; measured: "
+            f"{largest.bytes / MIB:.0f} MiB among {sweep.processes} took {1000 * np.mean(largest.seconds):.0f} ms",
+        ),
+        (
+            "the time of the all-reduces is the overhead",
+            "their sum also counts waiting, and what is hidden behind computing; overhead is what lengthens the step",
+            f"summed {1000 * summed_collectives(breakdown):.1f} ms a step, exposed "
+            f"{exposed(breakdown).text('.1f', scale=1000)} ms",
+        ),
+        (
+            "DDP is faster (or slower) than one process",
+            "that depends on the baseline: with how many threads, or on what device",
+            f"{run}: " + "; ".join(verdicts),
+        ),
+        (
+            "multiply the learning rate by the number of processes",
+            "only as far as the global batch grows: the same batch, split among processes, keeps its rate",
+            "notebook 03, section 3.5: one step of 2 processes with half the batch each is the step of 1 process",
+        ),
+    ]

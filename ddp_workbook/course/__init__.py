@@ -1,0 +1,1 @@
+"""What only the notebooks and their readers need: notebook helpers, notebook runner, doctor, restart lab."""

@@ -1,0 +1,150 @@
+"""The restart lab of notebook 03: a rank is killed in the middle of an epoch, and torchrun restarts the run.
+
+Run as a script, this file is a rank of that run: distributed_train.py with one more callback, which logs what happens
+to the rank and kills it at the chosen step.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import psutil
+import torch
+from matplotlib.figure import Figure
+
+from ddp_workbook.analysis.plots import BLUE, GREY, ORANGE, new_figure
+from ddp_workbook.config import TrainConfig
+from ddp_workbook.distributed.launch import torchrun
+from ddp_workbook.distributed.process_group import World, read_world
+from ddp_workbook.flags import to_flags
+from ddp_workbook.runs.checkpoint import model_path, read_checkpoint
+from ddp_workbook.training.state import TrainingState
+
+
+class EventLog:
+    """Callback that appends events to a file, one JSON object a line, and kills the last rank when it is told to.
+
+    `kill_after`: the epoch after which, in the middle of the next one, the rank is killed; 0: never.
+    """
+
+    def __init__(self, path: Path, world: World, kill_after: int) -> None:
+        self.path, self.world = path, world
+        self.kill_after = 0 if world.restarts or world.rank < world.size - 1 else kill_after
+        self.started = False
+
+    def log(self, event: str, **facts: int) -> None:
+        line = json.dumps({"event": event, "time": time.time(), "rank": self.world.rank} | facts)
+        with self.path.open("a", encoding="utf-8") as file:  # one short write: lines of several ranks do not mix
+            file.write(line + "\n")
+
+    def after_step(self, state: TrainingState) -> None:
+        if not self.started and self.world.restarts and self.world.is_main:
+            self.log("restarted", epoch=state.epoch, step=state.partial.step - 1)
+        self.started = True
+        if self.kill_after and state.epoch == self.kill_after and state.partial.step >= state.steps_per_epoch // 2:
+            self.log("killed")
+            psutil.Process().kill()
+
+    def after_epoch(self, state: TrainingState) -> None:
+        if self.world.is_main:
+            self.log("epoch", epoch=state.epoch)
+
+
+@dataclass
+class Timeline:
+    """What happened to a run, in seconds since it was started."""
+
+    seconds: float
+    """Until its end."""
+    epochs: list[tuple[float, int]] = field(default_factory=list)
+    """When each epoch was done; an epoch that was done twice is there twice."""
+    events: dict[str, float] = field(default_factory=dict)
+    """When something happened to a rank, in words."""
+
+
+def run_logged(
+    config: TrainConfig, processes: int, folder: Path, every: int, kill_after: int = 0
+) -> tuple[Timeline, dict[str, torch.Tensor]]:
+    """A run under torchrun with a checkpoint every `every` steps and one restart allowed: its timeline and weights.
+
+    `kill_after`: kill the last rank in the middle of the epoch after this one; 0: never.
+    """
+    folder.mkdir(parents=True)
+    config = replace(config, results_dir=folder / "results", checkpoint_dir=folder / "checkpoints")
+    log, started = folder / "events.jsonl", time.time()
+    arguments = [str(log), str(kill_after), *to_flags(config), "--checkpoint-every", str(every)]
+    torchrun(arguments, processes, Path(__file__), on_line=lambda _: None, restarts=1)
+    timeline = read_timeline(log, started, time.time() - started)
+    return timeline, read_checkpoint(model_path(config, "distributed"))["model"]
+
+
+def read_timeline(log: Path, started: float, seconds: float) -> Timeline:
+    """The timeline from the events in the file; `started` in seconds since 1970."""
+    timeline = Timeline(seconds)
+    for event in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
+        when = event["time"] - started
+        if event["event"] == "epoch":
+            timeline.epochs.append((when, event["epoch"]))
+        else:
+            timeline.events[_words(event)] = when
+    return timeline
+
+
+def _words(event: dict) -> str:
+    if event["event"] != "restarted":
+        return {"killed": "killed", "lost": "the other rank notices"}[event["event"]]
+    if event["epoch"] == event["step"] == 0:
+        return "restarted without a checkpoint"
+    after = f"step {event['step']} of epoch {event['epoch'] + 1}" if event["step"] else f"epoch {event['epoch']}"
+    return f"restarted, resuming after {after}"
+
+
+def same_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Whether both are equal bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def plot_timelines(disturbed: Timeline, undisturbed: Timeline) -> Figure:
+    """Epochs done over time, of a run whose rank was killed and of an undisturbed one."""
+    figure, [[ax]] = new_figure(1, 1, 8.0, 3.6)
+    for timeline, colour, marker, name in (
+        (undisturbed, BLUE, "o", "undisturbed"),
+        (disturbed, ORANGE, "s", "one rank killed"),
+    ):
+        times, epochs = zip(*timeline.epochs, strict=True)
+        ax.step(times, epochs, where="post", color=colour, marker=marker, markersize=4, label=name)
+    top = max(epoch for _, epoch in undisturbed.epochs)
+    for number, (what, when) in enumerate(disturbed.events.items()):
+        ax.axvline(when, color=GREY, linestyle=":", linewidth=1)
+        ax.text(when, top * (0.30 - 0.10 * number), f" {what}, {when:.1f} s", fontsize=8, va="center")
+    ax.set(
+        xlabel="time since the start of the run (s)",
+        ylabel="epochs done",
+        xlim=(0, 1.2 * max(disturbed.seconds, 1)),
+        ylim=(0, 1.05 * top),
+    )
+    ax.legend(loc="upper left")
+    return figure
+
+
+def main() -> None:
+    """One rank of the run; the arguments are the event log, kill_after, and flags of distributed_train.py."""
+    sys.path.insert(0, "")  # the folder that the run was started in, with distributed_train.py
+    import distributed_train
+
+    path, kill_after, *flags = sys.argv[1:]
+    log = EventLog(Path(path), read_world(), int(kill_after))
+    try:
+        distributed_train.main(flags, [log])
+    except SystemExit as end:
+        if end.code == 1:  # the exit code for a lost connection
+            log.log("lost")
+        raise
+
+
+if __name__ == "__main__":
+    main()

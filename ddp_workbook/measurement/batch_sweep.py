@@ -1,0 +1,95 @@
+"""When does it pay? Steps of every model at several batch sizes, serial and on several processes, interleaved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from ddp_workbook.analysis.costmodel import is_settled, slowest
+from ddp_workbook.config import TrainConfig
+from ddp_workbook.devices import available_cores, choose_device, choose_threads, describe_environment
+from ddp_workbook.errors import InputError
+from ddp_workbook.measurement.benchmark import WARM_UP_STEPS, time_training
+from ddp_workbook.measurement.step_breakdown import benchmark_all_reduce, describe_session, time_session_steps
+from ddp_workbook.measurement.workers import Worker, WorkerPool
+from ddp_workbook.recipes import RECIPES
+from ddp_workbook.records.timing import BatchSweep, SweepPoint
+from ddp_workbook.specs import MODELS
+from ddp_workbook.training.datasets import load_dataset
+
+ROUNDS_AT_MOST = 4  # times the rounds asked for: until a point's speedup is settled
+
+
+def sweep_config(config: TrainConfig, model: str) -> TrainConfig:
+    """The model's own recipe, on the data set and device of `config`."""
+    recipe = next(recipe for recipe in RECIPES.values() if recipe.model == model)
+    return replace(recipe, dataset=config.dataset, data_dir=config.data_dir, device=config.device, grad_accum_steps=1)
+
+
+def sweep_batch_sizes(
+    config: TrainConfig,
+    processes: int,
+    batch_sizes: Sequence[int],
+    rounds: int,
+    on_point: Callable[[SweepPoint], None] = lambda _: None,
+) -> BatchSweep:
+    """Every model at every batch size (images per process): rounds of serial and distributed steps.
+
+    At least `rounds` rounds for a point, and more, up to ROUNDS_AT_MOST times as many, until its speedup is settled.
+    """
+    device = choose_device(config.device, processes)
+    threads = choose_threads(config.threads, processes)
+    points = []
+    available = len(load_dataset(config).train)
+    fitting = [images for images in batch_sizes if images * processes <= available]
+    if len(fitting) < 2:
+        raise InputError(
+            f"{available} training images leave fewer than two of the batch sizes {tuple(batch_sizes)} for {processes} "
+            f"processes; choose smaller ones"
+        )
+    with (
+        WorkerPool("all cores", config, 1, available_cores()) as serial,
+        WorkerPool(f"{processes} processes", config, processes, threads) as distributed,
+    ):
+        for model in MODELS:
+            for images in fitting:
+                points.append(_measure_point(sweep_config(config, model), images, serial, distributed, rounds))
+                on_point(points[-1])
+                for pool in (serial, distributed):
+                    pool.call(Worker.forget)
+        all_reduce = benchmark_all_reduce(distributed)
+    return BatchSweep(
+        dataset=config.dataset,
+        environment=describe_environment(device),
+        processes=processes,
+        threads=threads,
+        all_reduce=all_reduce,
+        points=points,
+    )
+
+
+def _measure_point(
+    config: TrainConfig, images: int, serial: WorkerPool, distributed: WorkerPool, rounds: int
+) -> SweepPoint:
+    whole, split = replace(config, batch_size=images * distributed.processes), replace(config, batch_size=images)
+    steps = MODELS[config.model].sweep_steps
+    parameters, _ = distributed.call(describe_session, split)[0]
+    serial.call(time_training, whole, False, WARM_UP_STEPS, None)
+    point = SweepPoint.model_construct(
+        model=config.model, images=images, gradient_bytes=4 * parameters, buckets=1, serial=[], synced=[], no_sync=[]
+    )
+    for number in range(ROUNDS_AT_MOST * rounds):
+        if number >= rounds and is_settled(point):
+            break
+        [(seconds, _)] = serial.call(time_training, whole, False, steps, None)
+        answers = distributed.call(time_session_steps, split, steps, WARM_UP_STEPS if number == 0 else 0)
+        synced, no_sync, timelines = zip(*answers, strict=True)
+        point = point.model_copy(
+            update={
+                "buckets": len(timelines[0].buckets),
+                "serial": [*point.serial, seconds / steps],
+                "synced": [*point.synced, *slowest(synced).tolist()],
+                "no_sync": [*point.no_sync, *slowest(no_sync).tolist()],
+            }
+        )
+    return SweepPoint.model_validate(point.model_dump())

@@ -1,0 +1,274 @@
+"""Interleaved benchmark: the same training steps, on this machine used in different ways."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import torch
+
+from ddp_workbook.config import TrainConfig
+from ddp_workbook.devices import (
+    Precision,
+    available_cores,
+    choose_device,
+    choose_precision,
+    choose_threads,
+    describe_environment,
+    set_threads,
+    synchronize,
+)
+from ddp_workbook.distributed.ddp import average_buffers, take_communication, unwrap
+from ddp_workbook.distributed.processes import MOST_PROCESSES
+from ddp_workbook.errors import InputError
+from ddp_workbook.measurement.workers import Worker, WorkerPool
+from ddp_workbook.records.timing import BenchmarkRecord, Configuration, Interval, Role
+from ddp_workbook.specs import MODELS
+from ddp_workbook.training.loader import evaluation_batches
+from ddp_workbook.training.loop import accuracy, evaluate, train_step
+from ddp_workbook.training.models import build_model
+from ddp_workbook.training.optim import build_optimizer
+
+WARM_UP_STEPS = 3
+PROBE_STEPS = 5
+MOST_LOSSES = 200  # kept of each training
+
+
+def probe(config: TrainConfig, device: torch.device) -> tuple[Interval, Interval]:
+    """Images per second of the recipe's network, training and testing random images: median, slowest, fastest step."""
+    precision = Precision.of(config, device)
+    set_threads(config, local_processes=1)
+    model = build_model(config, classes=10).to(device, memory_format=torch.channels_last)
+    optimizer = build_optimizer(model, config, processes=1)
+    batch_size, size = config.batch_size, config.image_size
+    images = torch.randn(batch_size, config.channels, size, size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    batch = images, torch.randint(10, (batch_size,), device=device)
+    training = _rates(lambda: train_step(model.train(), [batch], optimizer, precision, 0.0), batch_size, device)
+    evaluation = _rates(lambda: evaluate(model, [batch], 10, precision), batch_size, device)
+    return training, evaluation
+
+
+def _rates(step: Callable[[], object], images: int, device: torch.device) -> Interval:
+    rates = []
+    for number in range(2 + PROBE_STEPS):
+        start = time.perf_counter()
+        step()
+        synchronize(device)
+        if number >= 2:
+            rates.append(images / (time.perf_counter() - start))
+    return Interval(statistics.median(rates), min(rates), max(rates))
+
+
+def steps_per_round(model: str) -> int:
+    """Optimizer steps that make a configuration's part of a round last about a second on a CPU."""
+    return MODELS[model].benchmark_steps
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A configuration before it is measured."""
+
+    name: str
+    role: Role
+    config: TrainConfig
+    processes: int
+    threads: int
+
+    @property
+    def communicates(self) -> bool:
+        return self.role != "no-communication"
+
+
+def plan_configurations(config: TrainConfig, process_counts: Sequence[int], scaling: str) -> list[Plan]:
+    """The serial baselines, then for each process count the processes without and with communication.
+
+    The serial batch is config.batch_size: strong scaling splits it, weak scaling gives all of it to every process.
+    """
+    device, cores = choose_device(config.device, max(process_counts)), available_cores()
+    if device.type != "cpu":
+        plans = [Plan("1 process", "serial", config, 1, choose_threads(config.threads, 1))]
+    else:
+        plans = [Plan("1 process, 1 thread", "serial", config, 1, 1)]
+        if cores > 1:
+            plans.append(Plan(f"1 process, {cores} threads", "serial", config, 1, cores))
+    for processes in process_counts:
+        if not 2 <= processes <= MOST_PROCESSES:
+            raise InputError(f"a process count must be from 2 to {MOST_PROCESSES}, not {processes}")
+        if scaling == "strong" and config.batch_size % processes:
+            raise InputError(
+                f"--batch-size {config.batch_size} cannot be split evenly among {processes} processes; choose another "
+                f"count, or weak scaling, which gives every process the whole batch"
+            )
+        batch = config.batch_size // processes if scaling == "strong" else config.batch_size
+        threads = choose_threads(config.threads, processes)
+        name = f"{processes} processes, {threads} thread{'s' if threads > 1 else ''} each"
+        if device.type == "cpu" and processes * threads > cores:
+            name += ", oversubscribed"
+        split = replace(config, batch_size=batch)
+        plans += [
+            Plan(f"{name}, not communicating", "no-communication", split, processes, threads),
+            Plan(name, "distributed", split, processes, threads),
+        ]
+    return plans
+
+
+def time_training(
+    worker: Worker, config: TrainConfig, communicate: bool, steps: int | None, seed: int | None
+) -> tuple[float, list[float]]:
+    """On every rank: (seconds, loss of each step) of `steps` optimizer steps, or of an epoch (None).
+
+    A seed restarts the training with new weights; without one it goes on.
+    """
+    session = worker.session(config, communicate)
+    if seed is not None:
+        session.restart(seed)
+    worker.barrier()
+    start = time.perf_counter()
+    outputs = [session.step() for _ in range(steps or session.loader.steps)]
+    synchronize(worker.device)
+    seconds = time.perf_counter() - start
+    take_communication(session.state.model)  # so that the meter's stamps do not pile up
+    return seconds, torch.stack([torch.stack([output.loss for output in step]).mean() for step in outputs]).tolist()
+
+
+def measure_accuracy(worker: Worker, config: TrainConfig) -> float:
+    """On every rank: test accuracy of the model that the ranks train together."""
+    session = worker.session(config, True)
+    model = session.state.model
+    average_buffers(model)
+    batches = evaluation_batches(session.data.test.to(worker.device), session.loader.normalize, worker.world)
+    confusion, _ = evaluate(unwrap(model), batches, len(session.data.classes), session.state.precision)
+    model.train()
+    return accuracy(confusion)
+
+
+def require_rounds(rounds: int) -> None:
+    """Raise InputError for fewer than two: one measurement has no spread."""
+    if rounds < 2:
+        raise InputError(f"--repeats must be at least 2, not {rounds}: one measurement has no spread")
+
+
+class Pools:
+    """A worker pool for each size that the plans need, all alive at once."""
+
+    def __init__(self, config: TrainConfig, plans: Sequence[Plan]) -> None:
+        self.config, self.plans, self.stack = config, plans, ExitStack()
+
+    def __enter__(self) -> Pools:
+        self.pools: dict[tuple[int, int], WorkerPool] = {}
+        with self.stack:
+            for plan in self.plans:
+                size = (plan.processes, plan.threads)
+                if size not in self.pools:
+                    self.pools[size] = self.stack.enter_context(WorkerPool(plan.name, self.config, *size))
+            self.stack = self.stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stack.__exit__(*error)
+
+    def train(self, plan: Plan, steps: int | None, seed: int | None) -> tuple[float, list[float]]:
+        """(seconds of the slowest rank, loss of each step as the mean over the ranks)."""
+        answers = self._call(plan, time_training, plan.communicates, steps, seed)
+        losses = zip(*(losses for _, losses in answers), strict=True)
+        return max(seconds for seconds, _ in answers), [sum(values) / len(values) for values in losses]
+
+    def accuracy(self, plan: Plan) -> float:
+        return self._call(plan, measure_accuracy)[0]
+
+    def _call(self, plan: Plan, function: Callable, *arguments: object) -> list:
+        return self.pools[plan.processes, plan.threads].call(function, plan.config, *arguments)
+
+
+def measure(
+    config: TrainConfig,
+    process_counts: Sequence[int],
+    rounds: int,
+    steps: int | None,
+    scaling: str = "strong",
+    earlier: BenchmarkRecord | None = None,
+    on_part: Callable[[str, float], None] = lambda *_: None,
+    on_round: Callable[[BenchmarkRecord], None] = lambda _: None,
+) -> BenchmarkRecord:
+    """Train every configuration `rounds` times from new weights, all in turns: `steps` steps, or None: config.epochs.
+
+    Whole trainings take turns epoch by epoch and end with a test. `on_part(name, images per second)` is called after
+    every part, `on_round(record)` after each round; `earlier` is such a record to continue.
+    """
+    require_rounds(rounds)
+    plans = plan_configurations(config, process_counts, scaling)
+    record = earlier or empty_record(config, plans, steps, scaling)
+    with Pools(config, plans) as pools:
+        for plan in plans:
+            pools.train(plan, WARM_UP_STEPS, None)
+        for number in range(record.rounds, rounds):
+            record = _add_round(record, pools, plans, number, on_part)
+            on_round(record)
+    return record
+
+
+def _add_round(
+    record: BenchmarkRecord, pools: Pools, plans: Sequence[Plan], number: int, on_part: Callable[[str, float], None]
+) -> BenchmarkRecord:
+    """The record with one more round of every configuration."""
+    seconds: list[float] = [0.0] * len(plans)
+    losses: list[list[float]] = [[] for _ in plans]
+    first = number % len(plans)  # no configuration always goes first
+    for part in range(record.config.epochs if record.steps is None else 1):
+        for i in [*range(first, len(plans)), *range(first)]:
+            seed = record.config.seed + number if part == 0 else None
+            took, new = pools.train(plans[i], record.steps, seed)
+            seconds[i] += took
+            losses[i] += new
+            on_part(plans[i].name, len(new) * plans[i].config.global_batch(plans[i].processes) / took)
+    tested = record.steps is None
+    accuracies = [[pools.accuracy(plan)] if tested and plan.communicates else [] for plan in plans]
+    longer = [
+        configuration.model_copy(
+            update={
+                "images_per_round": len(loss) * configuration.global_batch,
+                "images_per_second": [*configuration.images_per_second, len(loss) * configuration.global_batch / took],
+                "losses": [*configuration.losses, thin(loss)],
+                "accuracies": [*configuration.accuracies, *new],
+            }
+        )
+        for configuration, took, loss, new in zip(record.configurations, seconds, losses, accuracies, strict=True)
+    ]
+    return record.model_copy(update={"configurations": longer})
+
+
+def empty_record(config: TrainConfig, plans: Sequence[Plan], steps: int | None, scaling: str) -> BenchmarkRecord:
+    """A record without rounds."""
+    device = choose_device(config.device, max(plan.processes for plan in plans))
+    return BenchmarkRecord(
+        recipe=config.recipe,
+        config=config,
+        environment=describe_environment(device),
+        precision=choose_precision(config.precision, device),
+        scaling=scaling,
+        steps=steps,
+        configurations=[
+            Configuration(
+                name=plan.name,
+                role=plan.role,
+                processes=plan.processes,
+                threads=plan.threads,
+                batch_size=plan.config.batch_size * plan.config.grad_accum_steps,
+                images_per_round=0,
+                images_per_second=[],
+                losses=[],
+                accuracies=[],
+            )
+            for plan in plans
+        ],
+    )
+
+
+def thin(losses: Sequence[float], most: int = MOST_LOSSES) -> list[float]:
+    """At most `most` means of equally many consecutive losses; a remainder at the end is left out."""
+    width = -(-len(losses) // most)
+    return [statistics.fmean(losses[i : i + width]) for i in range(0, len(losses) - width + 1, width)]

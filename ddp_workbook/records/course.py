@@ -1,0 +1,51 @@
+"""Schemas of what the notebooks write: the choice of notebook 01, their durations, the summary of notebook 04."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ddp_workbook.records.run import SCHEMA_VERSION, Amount, Count, Share, Strict
+from ddp_workbook.records.timing import Interval, SpeedupSummary
+
+
+class CourseChoice(Strict):
+    """What notebook 01 chose and the notebooks after it use."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    recipe: str
+    data_dir: str
+    device: Literal["cpu", "cuda", "mps"]
+    processes: Annotated[int, Field(ge=1)]
+    epochs: Annotated[int, Field(ge=1)] | None
+
+
+class NotebookTimes(Strict):
+    """Seconds from a notebook's first cell to its last, by notebook."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    seconds: dict[str, Amount]
+
+
+class RunSummary(Strict):
+    """One run in the summary of notebook 04."""
+
+    accuracy: Interval
+    train_seconds: Amount
+    images_per_second: Amount
+    worst_class: str
+    worst_class_accuracy: Share
+
+
+class CourseSummary(Strict):
+    """What notebook 04 concludes: test_summary.json."""
+
+    schema_version: Literal[2] = 2
+    recipe: str
+    test_images: Count
+    baseline: RunSummary
+    distributed: RunSummary
+    accuracy_difference: Interval
+    rechecked_disagreements: Count
+    speedups: list[SpeedupSummary]

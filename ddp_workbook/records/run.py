@@ -1,0 +1,203 @@
+"""RunRecord and HistoryRecord: the schemas of results/<recipe>/*_metrics.json and *_history.json."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import fields
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from ddp_workbook.config import TrainConfig
+from ddp_workbook.errors import InputError
+from ddp_workbook.records.files import load_record
+
+SCHEMA_VERSION = 1
+
+MOST_CLASSES = 1000
+LONGEST_NAME = 200  # characters of a class's name, or of what a machine calls itself
+
+
+def is_plain(text: str) -> bool:
+    """True for text without control characters that UTF-8 can encode."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
+
+
+def _plain(text: str) -> str:
+    if not is_plain(text):
+        raise ValueError("must not contain control characters")
+    return text
+
+
+def _moment(text: str) -> str:
+    """An ISO time in or after 2000: no run has finished before."""
+    if datetime.fromisoformat(text).year < 2000:
+        raise ValueError("must be a year from 2000 on")
+    return text
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Amount = Annotated[float, Field(ge=0, le=1e18, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(_plain)]
+RunKind = Literal["baseline", "distributed"]
+
+
+OLD_NAMES = {"accumulate": "grad_accum_steps", "lr_batch": "base_batch_size", "head_lr": "head_lr_scale"}
+
+
+def _current_fields(config: object) -> object:
+    """A recorded configuration with the names that its fields have today.
+
+    Raises ValueError when one is missing: a default in its place could say what the run never did.
+    """
+    if not isinstance(config, dict):
+        return config
+    config = {OLD_NAMES.get(name, name): value for name, value in config.items()}
+    if "gradient_compression" in config:  # comm_hook was two fields before
+        shared = config.pop("averaging", "all-reduce") == "shared-memory"
+        compression = config.pop("gradient_compression")
+        plain = "shared-memory" if shared else "allreduce"
+        config["comm_hook"] = plain if compression == "none" else compression
+    missing = [field.name for field in fields(TrainConfig) if field.name not in config]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} is missing: the file is of an older version")
+    return config
+
+
+RecordedConfig = Annotated[TrainConfig, BeforeValidator(_current_fields)]
+
+
+class Strict(BaseModel):
+    """Base of all records: unknown fields are refused, values cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Environment(Strict):
+    """Machine and software of a run."""
+
+    cpu: Name
+    cores: Annotated[int, Field(ge=1)]
+    memory_bytes: Count
+    os: Name
+    python: Name
+    torch: Name
+    torchvision: Name
+    device: Name
+    accelerator: Name | None
+    accelerator_count: Count
+    git_commit: Name | None
+
+
+class WorldInfo(Strict):
+    """The processes of a run, and what each of them used."""
+
+    processes: Annotated[int, Field(ge=1)]
+    backend: Name | None
+    threads_per_process: Annotated[int, Field(ge=1)]
+    oversubscribed: bool
+    global_batch: Annotated[int, Field(ge=1)]
+    precision: Literal["fp32", "bf16", "fp16"]
+
+
+class DatasetInfo(Strict):
+    """The images; fingerprint is a SHA-256 over all pixels and labels."""
+
+    name: Name
+    classes: Annotated[list[Name], Field(min_length=1, max_length=MOST_CLASSES)]
+    train_images: Count
+    test_images: Count
+    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class RunRecord(Strict):
+    """One finished training run. Times in seconds, memory in bytes, accuracy as a share of the test images."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: RunKind
+    recipe: Name
+    finished_at: Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(_moment)]
+    config: RecordedConfig
+    world: WorldInfo
+    environment: Environment
+    dataset: DatasetInfo
+    parameters: Count
+    train_seconds: Amount
+    evaluation_seconds: Amount
+    images_per_second: Amount
+    test_accuracy: Share
+    test_loss: Amount
+    peak_memory_bytes: list[Count]
+    accelerator_peak_bytes: list[Count | None]
+    confusion: list[list[Count]]
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> RunRecord:
+        classes, tested = len(self.dataset.classes), sum(map(sum, self.confusion))
+        if len(self.confusion) != classes or any(len(row) != classes for row in self.confusion):
+            raise ValueError(f"confusion must be {classes} x {classes}, as there are {classes} classes")
+        if tested != self.dataset.test_images:
+            raise ValueError(f"confusion counts {tested} images, the test set has {self.dataset.test_images}")
+        correct = sum(self.confusion[i][i] for i in range(classes))
+        if abs(correct / max(tested, 1) - self.test_accuracy) > 1e-9:
+            raise ValueError("test_accuracy does not follow from confusion")
+        if len(self.peak_memory_bytes) != self.world.processes:
+            raise ValueError(f"peak_memory_bytes must have {self.world.processes} entries, one per process")
+        return self
+
+
+class Communication(Strict):
+    """Gradient communication of one epoch, mean over the ranks.
+
+    waited_seconds: from a backward pass's last bucket being ready to the end of that pass, spent on the rest of the
+    collectives and on slower ranks. collective_seconds: sum of the collectives' own times. They overlap with computing
+    and with each other, so this sum is not the overhead. gradient_bytes: before any compression.
+    """
+
+    waited_seconds: Amount
+    collective_seconds: Amount
+    gradient_bytes: Count
+    collectives: Count
+
+
+class EpochRecord(Strict):
+    """One epoch. Losses are means over images; the learning rate is that of the last step."""
+
+    epoch: Annotated[int, Field(ge=1)]
+    train_loss: Amount
+    train_accuracy: Share
+    test_loss: Amount
+    test_accuracy: Share
+    learning_rate: Amount
+    train_seconds: Amount
+    evaluation_seconds: Amount
+    images_per_second: Amount
+    communication: Communication | None = None
+
+
+class HistoryRecord(Strict):
+    """The epochs of one run, in order."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: RunKind
+    recipe: str
+    epochs: list[EpochRecord]
+
+
+def record_paths(run_dir: Path, kind: RunKind) -> tuple[Path, Path]:
+    """Paths of a run's metrics and of its history."""
+    return run_dir / f"{kind}_metrics.json", run_dir / f"{kind}_history.json"
+
+
+def load_run(run_dir: Path, kind: RunKind) -> tuple[RunRecord, HistoryRecord]:
+    """Both files of one finished run. Raises InputError when one is missing, corrupt or of another run."""
+    metrics, history = record_paths(run_dir, kind)
+    run, epochs = load_record(RunRecord, metrics), load_record(HistoryRecord, history)
+    if (epochs.kind, epochs.recipe, len(epochs.epochs)) != (run.kind, run.recipe, run.config.epochs):
+        raise InputError(f"{history} belongs to another run than {metrics}; run the training again")
+    if run.kind != kind:
+        raise InputError(f"{metrics} does not fit: kind: is {run.kind!r}, expected {kind!r}")
+    return run, epochs

@@ -1,0 +1,150 @@
+"""The output files of a run: locked while it runs, written when it has finished, found when it is asked for again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
+
+from torch import Tensor
+
+from ddp_workbook.config import PATHS, TrainConfig, first_difference
+from ddp_workbook.devices import (
+    accelerator_peak_bytes,
+    available_cores,
+    choose_device,
+    choose_threads,
+    describe_environment,
+    peak_memory_bytes,
+)
+from ddp_workbook.distributed.collectives import from_main, gather_objects
+from ddp_workbook.distributed.ddp import unwrap
+from ddp_workbook.distributed.process_group import World
+from ddp_workbook.errors import InputError
+from ddp_workbook.records.files import lock, require_writable, save_record
+from ddp_workbook.records.run import HistoryRecord, RunKind, RunRecord, WorldInfo, load_run, record_paths
+from ddp_workbook.runs.checkpoint import (
+    checkpoint_folder,
+    has_seal,
+    model_path,
+    saved_checkpoints,
+    write_checkpoint,
+)
+from ddp_workbook.training.datasets import Dataset
+from ddp_workbook.training.loop import accuracy
+from ddp_workbook.training.models import count_parameters
+from ddp_workbook.training.state import TrainingState
+
+
+@contextmanager
+def locked_folders(config: TrainConfig, world: World) -> Iterator[None]:
+    """Rank 0 locks the output folders for the block, so that no other run of this kind and recipe writes there.
+
+    Raises InputError when a folder cannot be written to, or names the process that holds the lock.
+    """
+    for folder in (config.run_dir, config.checkpoint_dir):
+        require_writable(folder)
+    name = model_path(config, world.kind).stem
+    locks = (config.run_dir / f".{world.kind}.lock", config.checkpoint_dir / f".{name}.lock")
+    advice = "wait for it, or give this run its own folders: --results-dir DIR --checkpoint-dir DIR"
+    with ExitStack() as stack:
+        for path in locks if world.is_main else ():
+            stack.enter_context(lock(path, advice))
+        yield
+
+
+def is_finished(config: TrainConfig, world: World, resume: bool) -> bool:
+    """Whether --resume has nothing to do because this very run has finished. Call it on rank 0.
+
+    Prints that, or which earlier run this one is going to replace. An interrupted run with the same settings, started
+    after one that finished, is still there to resume.
+    """
+    if not resume:
+        with suppress(InputError):
+            earlier, _ = load_run(config.run_dir, world.kind)
+            print(
+                f"when it has finished, this run replaces that of {earlier.finished_at} "
+                f"({earlier.world.processes} process(es), {earlier.test_accuracy:.2%}) in {config.run_dir}",
+                flush=True,
+            )
+        return False
+    interrupted = saved_checkpoints(checkpoint_folder(config, world.kind))
+    earlier = None if interrupted else finished_run(config, world.kind, world.size)
+    if earlier:
+        print(
+            f"this run finished at {earlier[0].finished_at}; to train it again leave out --resume (in a notebook: "
+            f"RETRAIN = True)",
+            flush=True,
+        )
+    return earlier is not None
+
+
+def finished_run(config: TrainConfig, kind: RunKind, processes: int) -> tuple[RunRecord, HistoryRecord] | None:
+    """An earlier run with this configuration whose files are all there; None if there is none.
+
+    Folders may differ, and a device that was found (auto) counts as the one that was asked for by name.
+    """
+    try:
+        run, history = load_run(config.run_dir, kind)
+    except InputError:
+        return None
+    same_device = run.environment.device == choose_device(config.device, processes).type
+    same = same_device and first_difference(run.config, config, PATHS | {"device"}) is None
+    complete = run.world.processes == processes and has_seal(model_path(config, kind))
+    return (run, history) if same and complete else None
+
+
+def save_run(
+    state: TrainingState, confusion: Tensor, data: Dataset, config: TrainConfig, world: World, backend: str
+) -> RunRecord | None:
+    """Write the model, the history and, last, the metrics: a run whose metrics exist is complete.
+
+    All ranks must call it, to report their memory; rank 0 writes. Returns the record on rank 0, None on the others.
+    """
+    memory = gather_objects((peak_memory_bytes(), accelerator_peak_bytes(state.device)))
+    record = from_main(lambda: _write_run(state, confusion, data, config, world, backend, memory))
+    return record if world.is_main else None
+
+
+def _write_run(
+    state: TrainingState,
+    confusion: Tensor,
+    data: Dataset,
+    config: TrainConfig,
+    world: World,
+    backend: str,
+    memory: list[tuple[int, int | None]],
+) -> RunRecord:
+    history, model, threads = state.history, unwrap(state.model), choose_threads(config.threads, world.local_size)
+    train_seconds = sum(epoch.train_seconds for epoch in history)
+    record = RunRecord(
+        kind=world.kind,
+        recipe=config.recipe,
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        config=config,
+        world=WorldInfo(
+            processes=world.size,
+            backend=backend if world.launched else None,
+            threads_per_process=threads,
+            oversubscribed=threads * world.local_size > available_cores(),
+            global_batch=config.global_batch(world.size),
+            precision=state.precision.name,
+        ),
+        environment=describe_environment(state.device),
+        dataset=data.info(),
+        parameters=count_parameters(model),
+        train_seconds=train_seconds,
+        evaluation_seconds=sum(epoch.evaluation_seconds for epoch in history),
+        images_per_second=sum(e.images_per_second * e.train_seconds for e in history) / train_seconds,
+        test_accuracy=accuracy(confusion),
+        test_loss=history[-1].test_loss,
+        peak_memory_bytes=[host for host, _ in memory],
+        accelerator_peak_bytes=[accelerator for _, accelerator in memory],
+        confusion=confusion.tolist(),
+    )
+    write_checkpoint(model_path(config, world.kind), config, data.fingerprint, model)
+    metrics, epochs = record_paths(config.run_dir, world.kind)
+    metrics.unlink(missing_ok=True)
+    save_record(HistoryRecord(kind=world.kind, recipe=config.recipe, epochs=history), epochs)
+    save_record(record, metrics)
+    return record

@@ -1,0 +1,134 @@
+"""Early exits: stop signals, divergence, invalid input, lost peers, and their exit codes."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from ddp_workbook.distributed.collectives import dist_max
+from ddp_workbook.distributed.process_group import LostConnection, World
+from ddp_workbook.errors import InputError, diverged, error_line
+from ddp_workbook.training.state import TrainingState
+
+SECONDS_BETWEEN_CHECKS = 1.0
+SECONDS_FOR_RANK_0 = 5  # to report for all ranks; it may have started later
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and did so after a complete step."""
+
+    def __init__(self, number: int, where: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} after {where}")
+        self.number = number
+
+
+class StopRequest:
+    """Remembers SIGINT or SIGTERM until the training loop checks for it."""
+
+    number: int = 0
+    """Number of the signal; 0: none came."""
+
+    def note(self, number: int, _: FrameType | None) -> None:
+        self.number = self.number or number
+
+
+@contextmanager
+def stop_signals(world: World) -> Iterator[StopRequest]:
+    """In the block, SIGINT (Ctrl-C, a notebook's stop button) and SIGTERM wait for the end of a step.
+
+    Without torchrun a second Ctrl-C does not wait; torchrun itself kills ranks that take too long.
+    """
+    request = StopRequest()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        request.note(number, frame)
+        if not world.launched:
+            signal.signal(number, before[number])
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class TrainingMonitor:
+    """Callback that ends a run on all ranks together, when the loss of one is not finite or one got a stop signal.
+
+    About once a second, and at the end of an epoch, one all-reduce asks all ranks. It makes the ranks and the device
+    wait, so the number of steps in between follows from the time that they took on the slowest rank; it at most
+    doubles from one check to the next. `before_stop` is called on all ranks before Stopped is raised.
+    """
+
+    def __init__(self, request: StopRequest, before_stop: Callable[[TrainingState], None]) -> None:
+        self.request, self.before_stop = request, before_stop
+        self.every = 1
+        self.steps = 0  # since the last check
+        self.checked = time.perf_counter()
+
+    def after_step(self, state: TrainingState) -> None:
+        """Raises Stopped, or InputError when a loss is not finite."""
+        self.steps += 1
+        if self.steps < self.every and not state.at_epoch_end:
+            return
+        steps = self.steps
+        number, seconds = self._check(state)
+        fitting = round(steps * SECONDS_BETWEEN_CHECKS / max(seconds, 1e-6))
+        self.every = max(1, min(fitting, 2 * self.every))
+        if number and not state.at_epoch_end:  # else after_epoch() stops the run
+            self._stop(
+                state, number, f"step {state.partial.step} of {state.steps_per_epoch} in epoch {state.epoch + 1}"
+            )
+
+    def after_epoch(self, state: TrainingState) -> None:
+        """Raises Stopped after an epoch that is not the last one."""
+        if not state.finished and (number := self._check(state)[0]):
+            self._stop(state, number, f"epoch {state.epoch}")
+
+    def _check(self, state: TrainingState) -> tuple[int, float]:
+        """On every rank: a signal that any rank got (0: none), and the slowest rank's seconds since the last check."""
+        state.partial.metrics.compute()
+        bad = state.partial.metrics.first_bad or math.inf
+        mine = [self.request.number, -bad, time.perf_counter() - self.checked]
+        number, first, seconds = dist_max(mine, state.device)  # NEW: over all ranks
+        self.steps, self.checked = 0, time.perf_counter()
+        if first > -math.inf:
+            raise diverged(f"the loss is not finite at step {-first:.0f} of epoch {state.epoch + 1}")
+        return int(number), seconds
+
+    def _stop(self, state: TrainingState, number: int, where: str) -> None:
+        self.before_stop(state)
+        raise Stopped(number, f"{where}; to resume: the same command with --resume")
+
+
+def exit_code_for(error: BaseException, program: str, world: World) -> int:
+    """Report in one line why the run ends early, and return the exit code.
+
+    2: bad input. 130 and 143: SIGINT and SIGTERM, as in a shell. 1: another rank is lost, which has reported its own
+    error. Any other error is raised again and ends with its traceback.
+
+    Rank 0 reports for all ranks. Another rank reports bad input of its own only after a delay: if rank 0 has the same
+    error, torchrun has ended this rank by then.
+    """
+    if isinstance(error, InputError):
+        line, code = error_line(program, error), 2
+    elif isinstance(error, Stopped):
+        line, code = str(error), 128 + error.number
+    elif isinstance(error, KeyboardInterrupt):
+        line, code = "interrupted", 128 + signal.SIGINT
+    elif isinstance(error, LostConnection):
+        print(f"{program}: {error}", file=sys.stderr, flush=True)
+        return 1
+    else:
+        raise error
+    if code == 2 and not world.is_main:
+        time.sleep(SECONDS_FOR_RANK_0)
+    if code == 2 or world.is_main:
+        print(line, file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,101 @@
+"""The models and data sets that a run can name: one row each, with every fact that other modules need about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MLP_WIDTHS = (512, 256, 128)
+CNN_CHANNELS = (32, 64)
+CNN_WIDTH = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Facts about a model. Its builder, with the same name, stands in training/models.py."""
+
+    label: str
+    """Name in figures and tables."""
+    title: str
+    """Name in a sentence."""
+    layers: str
+    """Its layers in words, for the report."""
+    colour: str
+    """Colour in figures, as #RRGGBB."""
+    colour_images: bool = False
+    """It wants three channels, so that grey images are repeated; others take grey images as they are."""
+    dropout: bool = True
+    """It has a dropout layer."""
+    batch_norm: bool = False
+    """It has BatchNorm layers, so each rank normalizes with its own images."""
+    benchmark_steps: int = 50
+    """Optimizer steps per benchmark round: enough for about a second on a CPU."""
+    sweep_steps: int = 10
+    """Optimizer steps per round of the batch-size sweep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """Facts about a data set. Its reader stands in training/datasets.py."""
+
+    title: str
+    """Name in a sentence."""
+    source: str | None = None
+    """Key of its entry in report/references.yml."""
+    images: tuple[int, int] | None = None
+    """Number of training and test images; None: they are the user's own."""
+    folder: str | None = None
+    """Where the files lie, below the data folder; None: nothing to download."""
+    grey: bool = False
+    """One channel instead of three."""
+    mirror_keeps_class: bool = True
+    """A mirrored image keeps its class: true for animals, false for digits."""
+
+
+MODELS = {
+    "resnet50": ModelSpec(
+        label="ResNet-50",
+        title="a ResNet-50",
+        layers="torchvision's 50 layers, with a stem for small images",
+        colour="#0072B2",
+        colour_images=True,
+        dropout=False,
+        batch_norm=True,
+        benchmark_steps=3,
+        sweep_steps=2,
+    ),
+    "mlp": ModelSpec(
+        label="MLP",
+        title="a multilayer perceptron",
+        layers="hidden layers of {}, {} and {} units".format(*MLP_WIDTHS),
+        colour="#D55E00",
+    ),
+    "cnn": ModelSpec(
+        label="CNN",
+        title="a small convolutional network",
+        layers=f"two convolutions with {CNN_CHANNELS[0]} and {CNN_CHANNELS[1]} channels, each followed by pooling, "
+        f"and a hidden layer of {CNN_WIDTH} units",
+        colour="#009E73",
+    ),
+}
+
+DATASETS = {
+    "digits": DatasetSpec(
+        title="the handwritten digits of scikit-learn",
+        source="alpaydin1998",
+        images=(1437, 360),
+        grey=True,
+        mirror_keeps_class=False,
+    ),
+    "mnist": DatasetSpec(
+        title="MNIST",
+        source="lecun1998",
+        images=(60_000, 10_000),
+        folder="MNIST/raw",
+        grey=True,
+        mirror_keeps_class=False,
+    ),
+    "cifar10": DatasetSpec(
+        title="CIFAR-10", source="krizhevsky2009", images=(50_000, 10_000), folder="cifar-10-batches-py"
+    ),
+    "imagefolder": DatasetSpec(title="a folder of images"),
+}
