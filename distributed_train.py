@@ -35,7 +35,7 @@ from ddp_workbook.distributed.process_group import World, leave_group, process_g
 from ddp_workbook.errors import InputError
 from ddp_workbook.flags import parse_run
 from ddp_workbook.records.run import HistoryRecord, RunRecord
-from ddp_workbook.runs.outputs import is_finished, locked_folders, save_run
+from ddp_workbook.runs.outputs import is_finished, locked_folders, require_writable_folders, save_run
 from ddp_workbook.runs.resume import CheckpointManager
 from ddp_workbook.runs.stopping import Stopped, TrainingMonitor, exit_code_for, stop_signals
 from ddp_workbook.training.datasets import Dataset, load_dataset
@@ -56,11 +56,13 @@ def run(config: TrainConfig, options: CheckpointOptions, world: World, callbacks
     backend = choose_backend(config.backend, device, world.local_size)  # NEW: the library that sends the gradients
     check_comm_hook(config.comm_hook, device, world)  # NEW: not every hook works everywhere
     set_threads(config, world.local_size)
+    require_writable_folders(config)
+
+    # 2. The data: every rank holds all images and visits its own shard of them, reshuffled each epoch.
+    data = load_dataset(config)
+    loader = TrainLoader(data, config, world, device)  # NEW: world decides which shard
 
     with locked_folders(config, world):
-        # 2. The data: every rank holds all images and visits its own shard of them, reshuffled each epoch.
-        data = load_dataset(config)
-        loader = TrainLoader(data, config, world, device)  # NEW: world decides which shard
         callbacks = [*progress_callbacks(config, world, world.kind, loader.steps), *callbacks]
 
         with process_group(world, backend, device):  # NEW: the ranks meet

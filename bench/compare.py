@@ -23,11 +23,11 @@ from pathlib import Path
 
 import pandas as pd
 import tyro
-from ddp_workbook.files import save_text
-from ddp_workbook.plots import BLUE, GREY, new_figure, save_png
-from ddp_workbook.scaling import median_interval, spread_words
 
+from ddp_workbook.analysis.plots import BLUE, GREY, error_bars, new_figure, save_png
+from ddp_workbook.analysis.statistics import median_interval, spread_words
 from ddp_workbook.devices import available_cores, choose_device, describe_environment
+from ddp_workbook.records.files import save_text
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parent / "results" / "reference" / "bench"
@@ -136,11 +136,11 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
             mine = part[part["contestant"] == name]
             row = {"job": job, "processes": processes, "contestant": name, "workers": int(mine["workers"].iloc[0])}
             for figure, (title, scale, spec) in FIGURES.items():
-                row[title] = format(median_interval(scale * mine[figure]), spec)
+                row[title] = median_interval(scale * mine[figure]).text(spec)
             for precision in ("fp32", "bf16"):
                 ours = f"workbook, {precision}"
                 if ours in rates and not name.startswith("workbook"):
-                    row[f"{ours}, over it"] = format(median_interval(rates[ours] / rates[name]), ".2f")
+                    row[f"{ours}, over it"] = median_interval(rates[ours] / rates[name]).text(".2f")
             table.append(row)
     return pd.DataFrame(table).fillna("")
 
@@ -155,12 +155,11 @@ def picture(rows: pd.DataFrame):
         if part.empty:
             continue
         names = list(part["contestant"].unique())
-        for place, name in enumerate(names):
+        for row, name in enumerate(names):
             rates = part.loc[part["contestant"] == name, "images_per_second"]
-            found = median_interval(rates)
-            ax.barh(place, found.value, color=BLUE if name.startswith("workbook") else GREY, alpha=0.8)
-            reach = [[found.value - found.low], [found.high - found.value]]
-            ax.errorbar(found.value, place, xerr=reach, color="black", capsize=3)
+            median = median_interval(rates)
+            ax.barh(row, median.value, color=BLUE if name.startswith("workbook") else GREY, alpha=0.8)
+            ax.errorbar(median.value, row, xerr=error_bars([median]), color="black", capsize=3)
         ax.set(yticks=range(len(names)), yticklabels=names, xlabel="training, images/s")
         title = f"{job}, {processes} process" + "es" * (processes > 1)
         ax.set_title(f"{title}\nmedian and {spread_words(len(rates))}", fontsize=10)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import tyro
 from compare import OUT, Contestant, facts, launch
-from ddp_workbook.files import save_text
 
 from ddp_workbook.devices import choose_device, choose_precision
+from ddp_workbook.records.files import save_text
 
 MOST_EPOCHS = 6
 

@@ -14,25 +14,18 @@ from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 from pathlib import Path
 
-import torch
 import tyro
-from ddp_workbook.datasets import load_dataset
-from ddp_workbook.engine import build_optimizer, build_schedule, train_epoch
-from ddp_workbook.loader import TrainLoader
-from ddp_workbook.models import build_model
-from ddp_workbook.scaling import median_interval, speedup
 from torch.nn import functional
 
-from ddp_workbook.devices import (
-    Arithmetic,
-    choose_device,
-    choose_precision,
-    describe_environment,
-    set_threads,
-    synchronize,
-)
-from ddp_workbook.distributed import World
+from ddp_workbook.analysis.speedup import speedup
+from ddp_workbook.analysis.statistics import median_interval
+from ddp_workbook.devices import choose_device, describe_environment, set_threads, synchronize
+from ddp_workbook.distributed.process_group import World
 from ddp_workbook.recipes import DEFAULT, get_recipe
+from ddp_workbook.training.datasets import load_dataset
+from ddp_workbook.training.loader import TrainLoader
+from ddp_workbook.training.loop import train_epoch
+from ddp_workbook.training.state import PartialEpoch, build_state
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,7 @@ class Options:
 
 
 class ShortLoader(TrainLoader):
-    """The recipe's loader, whose epochs end after a few steps; the next one goes on where the last one ended."""
+    """The recipe's loader with epochs of a few steps; each one continues where the last one ended."""
 
     def shorten(self, steps: int) -> ShortLoader:
         self.limit = steps
@@ -58,27 +51,25 @@ class ShortLoader(TrainLoader):
 def main(options: Options) -> None:
     config = replace(get_recipe(options.recipe), data_dir=options.data_dir)
     device = choose_device(config.device)
-    amp = Arithmetic(device, choose_precision(config.precision, device))
     threads = set_threads(config, local_processes=1)
     data = load_dataset(config)
     loader = ShortLoader(data, config, World(), device).shorten(options.steps)
-    torch.manual_seed(config.seed)
-    model = build_model(config, len(data.classes)).to(device, memory_format=torch.channels_last).train()
-    optimizer = build_optimizer(model, config, processes=1)
-    schedule = build_schedule(optimizer, config, loader.steps)
+    state = build_state(config, data, World(), device)
+    model, optimizer, precision = state.model.train(), state.optimizer, state.precision
     [(images, labels)] = next(loader.endless)
 
     def bare() -> None:
         for _ in range(options.steps):
             optimizer.zero_grad(set_to_none=True)
-            with amp.autocast():
+            with precision.autocast():
                 loss = functional.cross_entropy(model(images), labels, label_smoothing=config.label_smoothing)
-            amp.scaler.scale(loss).backward()
-            amp.scaler.step(optimizer)
-            amp.scaler.update()
+            precision.scaler.scale(loss).backward()
+            precision.scaler.step(optimizer)
+            precision.scaler.update()
 
     def loop() -> None:
-        train_epoch(model, loader, optimizer, schedule, amp, config, epoch=1)
+        state.partial = PartialEpoch()
+        train_epoch(state, loader, config)
 
     def rate(work: Callable[[], None]) -> float:
         start = time.perf_counter()
@@ -94,12 +85,14 @@ def main(options: Options) -> None:
             rates[name].append(rate(work))
     environment = describe_environment(device)
     print(
-        f"{options.recipe}, batch {config.batch_size}, {amp.precision}, {threads} threads, torch {environment.torch},"
+        f"{options.recipe}, batch {config.batch_size}, {precision.name}, {threads} threads, torch {environment.torch},"
     )
-    print(f"{environment.accelerator or environment.cpu}, {environment.cores} cores; {options.rounds} rounds")
-    for name, found in rates.items():
-        print(f"{name:<14} {median_interval(found):.0f} images/s")
-    print(f"share of the bare step: {speedup(rates['training loop'], rates['bare step']):.3f} (95 % interval)")
+    machine = f"{environment.accelerator or environment.cpu}, {environment.cores} cores, torch {environment.torch}"
+    print(f"{machine}; {options.rounds} rounds")
+    for name, samples in rates.items():
+        print(f"{name:<14} {median_interval(samples).text('.0f')} images/s")
+    share = speedup(rates["training loop"], rates["bare step"])
+    print(f"share of the bare step: {share.text('.3f')} (95 % interval)")
 
 
 if __name__ == "__main__":

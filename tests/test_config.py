@@ -7,10 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddp_workbook.config import Keeping, TrainConfig
+from ddp_workbook import config as settings
+from ddp_workbook.config import CheckpointOptions, TrainConfig, first_difference
 from ddp_workbook.errors import InputError
-from ddp_workbook.flags import parse_flags, parse_run, to_flags
+from ddp_workbook.flags import parse_run, to_flags
 from ddp_workbook.recipes import DEFAULT, EMBEDDED, RECIPES, get_recipe
+
+GROUPS = ("PATHS", "PLACEMENT", "NUMERICS", "SPLIT", "RESULT")
+
+
+def parse_config(arguments):
+    return parse_run(arguments, "")[0]
 
 
 def test_recipes_are_named_after_model_and_data_set():
@@ -19,17 +26,17 @@ def test_recipes_are_named_after_model_and_data_set():
 
 
 def test_the_command_of_the_readme():
-    config = parse_flags(["--batch-size", "64", "--epochs", "10", "--lr", "0.1", "--momentum", "0.9"], "")
+    config = parse_config(["--batch-size", "64", "--epochs", "10", "--lr", "0.1", "--momentum", "0.9"])
     assert (config.recipe, config.batch_size, config.epochs) == ("resnet50-cifar10", 64, 10)
     assert (config.lr, config.momentum, config.peak_lr(2)) == (0.1, 0.9, 0.1)
 
 
 @pytest.mark.parametrize(
-    ("batch", "accumulate", "processes", "expected"),
+    ("batch", "accumulated", "processes", "expected"),
     [(128, 1, 1, 0.2), (64, 1, 2, 0.2), (128, 1, 2, 0.4), (32, 2, 2, 0.2)],
 )
-def test_the_learning_rate_follows_the_global_batch(batch, accumulate, processes, expected):
-    config = TrainConfig(batch_size=batch, accumulate=accumulate, lr=0.2, lr_batch=128)
+def test_the_learning_rate_follows_the_global_batch(batch, accumulated, processes, expected):
+    config = TrainConfig(batch_size=batch, grad_accum_steps=accumulated, lr=0.2, base_batch_size=128)
     assert config.peak_lr(processes) == pytest.approx(expected)
 
 
@@ -40,7 +47,7 @@ CONFIGS = st.builds(
     batch_size=st.integers(1, 4096),
     lr=st.floats(1e-6, 10),
     precision=st.sampled_from(["auto", "fp32", "bf16", "fp16"]),
-    gradient_compression=st.sampled_from(["none", "bf16", "fp16", "powersgd"]),
+    comm_hook=st.sampled_from(["allreduce", "bf16", "fp16", "powersgd", "shared-memory"]),
     flip=st.sampled_from([None, True, False]),
     augment=st.booleans(),
     tensorboard=st.booleans(),
@@ -50,14 +57,14 @@ CONFIGS = st.builds(
 
 @given(CONFIGS)
 def test_flags_there_and_back(config):
-    assert parse_flags(to_flags(config), "") == config
+    assert parse_config(to_flags(config)) == config
 
 
-def test_how_a_run_is_kept_is_no_part_of_its_configuration():
-    """So records of before and after know the same fields, and a run that went on is found like any other."""
-    config, keeping = parse_run(["--recipe", EMBEDDED, "--resume", "--checkpoint-every", "5"], "")
-    assert (config, keeping) == (RECIPES[EMBEDDED], Keeping(resume=True, checkpoint_every=5))
-    assert parse_run(["--recipe", EMBEDDED], "")[1] == Keeping(resume=False, checkpoint_every=0)
+def test_checkpoint_options_are_no_part_of_the_configuration():
+    """So the record of a run that was resumed is like that of a run that was not."""
+    config, options = parse_run(["--recipe", EMBEDDED, "--resume", "--checkpoint-every", "5"], "")
+    assert (config, options) == (RECIPES[EMBEDDED], CheckpointOptions(resume=True, checkpoint_every=5))
+    assert parse_run(["--recipe", EMBEDDED], "")[1] == CheckpointOptions(resume=False, checkpoint_every=0)
     assert not {"resume", "checkpoint_every"} & {field.name for field in fields(TrainConfig)}
 
 
@@ -75,11 +82,11 @@ BAD_FLAGS = [
     ("--batch-size many", "invalid literal for int()"),
     ("--epochs 0", "--epochs must be at least 1, not 0"),
     ("--epochs 100000", "--epochs must be at most 10000"),
-    ("--accumulate 0", "--accumulate must be at least 1"),
+    ("--grad-accum-steps 0", "--grad-accum-steps must be at least 1"),
     ("--lr 0", "--lr must be above 0"),
     ("--lr nan", "--lr must be above 0, not nan"),
     ("--lr inf", "--lr must be above 0, not inf"),
-    ("--head-lr 0", "--head-lr must be above 0"),
+    ("--head-lr-scale 0", "--head-lr-scale must be above 0"),
     ("--dropout 1", "--dropout must be at least 0 and below 1"),
     ("--dropout 0.5", "--dropout must be 0 for resnet50"),
     ("--optimizer adagrad", "invalid choice 'adagrad'"),
@@ -93,7 +100,7 @@ BAD_FLAGS = [
     ("--checkpoint-every -1", "--checkpoint-every must be at least 0, not -1"),
     ("--threads -1", "--threads must be from 0"),
     ("--precision int8", "invalid choice 'int8'"),
-    ("--gradient-compression zip", "invalid choice 'zip'"),
+    ("--comm-hook zip", "invalid choice 'zip'"),
     ("--schedule never", "invalid choice 'never'"),
 ]
 
@@ -101,14 +108,14 @@ BAD_FLAGS = [
 @pytest.mark.parametrize(("flags", "expected"), BAD_FLAGS, ids=[flags for flags, _ in BAD_FLAGS])
 def test_a_bad_flag_is_refused_in_one_line(flags, expected):
     with pytest.raises(InputError) as refusal:
-        parse_flags(flags.split(), "")
+        parse_config(flags.split())
     assert expected in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
 def test_help_names_every_flag(capsys):
     with pytest.raises(SystemExit) as end:
-        parse_flags(["--help"], "")
+        parse_config(["--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
     names = [field.name.replace("_", "-") for field in fields(TrainConfig)]
@@ -118,3 +125,33 @@ def test_help_names_every_flag(capsys):
 def test_unknown_recipe_by_name():
     with pytest.raises(InputError, match="choose one of"):
         get_recipe("nothing")
+
+
+def test_every_field_is_in_exactly_one_group():
+    """A new field that nobody has put into a group would be neither compared nor ignored on purpose."""
+    grouped = [name for group in GROUPS for name in getattr(settings, group)]
+    assert sorted(grouped) == sorted(field.name for field in fields(TrainConfig))
+
+
+def test_the_first_difference_is_named_in_the_order_of_the_fields():
+    plain = RECIPES[EMBEDDED]
+    assert first_difference(plain, replace(plain), ()) is None
+    assert first_difference(plain, replace(plain, seed=1, lr=0.5), ()) == "lr"
+    assert first_difference(plain, replace(plain, seed=1, lr=0.5), {"lr"}) == "seed"
+    assert first_difference(plain, replace(plain, seed=1, lr=0.5), {"lr", "seed"}) is None
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_is_ignored_as_a_whole_and_nothing_else_is(group):
+    """One field of each group differs: with one group ignored, the difference is found in another."""
+    plain = RECIPES[EMBEDDED]
+    changes = {
+        "PATHS": {"data_dir": Path("elsewhere")},
+        "PLACEMENT": {"threads": 3},
+        "NUMERICS": {"comm_hook": "bf16"},
+        "SPLIT": {"grad_accum_steps": 2},
+        "RESULT": {"seed": 5},
+    }
+    for other, change in changes.items():
+        found = first_difference(plain, replace(plain, **change), getattr(settings, group))
+        assert found == (None if other == group else next(iter(change)))

@@ -93,6 +93,16 @@ def test_precision_that_the_hardware_lacks(monkeypatch):
         devices.choose_precision("fp16", CPU)
 
 
+def test_the_precision_of_a_run_follows_its_flag_and_its_device(monkeypatch):
+    monkeypatch.setattr(devices, "has_bf16", lambda _: True)
+    found = devices.Precision.of(TrainConfig(), CPU)
+    assert (found.name, found.dtype, found.device) == ("bf16", torch.bfloat16, CPU)
+    found = devices.Precision.of(TrainConfig(precision="fp32"), CPU)
+    assert found.name == "fp32"
+    with found.autocast():
+        assert not torch.is_autocast_enabled("cpu")
+
+
 def test_each_process_gets_its_share_of_the_cores(monkeypatch):
     monkeypatch.setattr(devices, "available_cores", lambda: 8)
     assert [devices.choose_threads(0, n) for n in (1, 2, 3, 8, 16)] == [8, 4, 2, 1, 1]

@@ -17,14 +17,16 @@ from pathlib import Path
 
 import psutil
 import torch
-from ddp_workbook.models import Dropout, MatmulConv2d, build_model
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
-from ddp_workbook.config import IMAGES, TrainConfig
+from ddp_workbook.config import TrainConfig
 from ddp_workbook.recipes import get_recipe
+from ddp_workbook.specs import DATASETS
+from ddp_workbook.training.cpu_layers import Dropout, MatmulConv2d
+from ddp_workbook.training.models import build_model
 
 SHORT_EPOCHS = 2
 TEST_BATCH = 250
@@ -70,7 +72,7 @@ def read_options() -> Options:
     found = parser.parse_args()
     job = JOBS[found.job]
     if found.epochs:
-        job = Job(job.recipe, *IMAGES[get_recipe(job.recipe).dataset])
+        job = Job(job.recipe, *DATASETS[get_recipe(job.recipe).dataset].images)
     config = replace(
         get_recipe(job.recipe),
         batch_size=found.batch_size,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from contextlib import suppress
 from datetime import timedelta
 
 from torch.distributed import PrefixStore, TCPStore
@@ -83,7 +84,8 @@ def main() -> None:
     """torchrun on this machine only."""
     from torch.distributed import run
 
-    rendezvous_handler_registry.register(NAME, LoopbackRendezvous.of)
+    with suppress(ValueError):  # registered by its entry point, where the workbook is installed
+        rendezvous_handler_registry.register(NAME, LoopbackRendezvous.of)
     run.main([f"--rdzv-backend={NAME}", f"--rdzv-endpoint={ADDRESS}", *sys.argv[1:]])
 
 

@@ -51,16 +51,20 @@ OLD_NAMES = {"accumulate": "grad_accum_steps", "lr_batch": "base_batch_size", "h
 def _current_fields(config: object) -> object:
     """A recorded configuration with the names that its fields have today.
 
-    Raises ValueError when one is missing: a default in its place could say what the run never did.
+    Raises ValueError when one is missing (a default in its place could say what the run never did), or when two old
+    fields exclude each other.
     """
     if not isinstance(config, dict):
         return config
     config = {OLD_NAMES.get(name, name): value for name, value in config.items()}
     if "gradient_compression" in config:  # comm_hook was two fields before
-        shared = config.pop("averaging", "all-reduce") == "shared-memory"
-        compression = config.pop("gradient_compression")
-        plain = "shared-memory" if shared else "allreduce"
-        config["comm_hook"] = plain if compression == "none" else compression
+        averaging, compression = config.pop("averaging", "all-reduce"), config.pop("gradient_compression")
+        if compression == "none":
+            config["comm_hook"] = "allreduce" if averaging == "all-reduce" else averaging
+        elif averaging == "all-reduce":
+            config["comm_hook"] = compression
+        else:
+            raise ValueError("gradient_compression must be none unless averaging is all-reduce")
     missing = [field.name for field in fields(TrainConfig) if field.name not in config]
     if missing:
         raise ValueError(f"{', '.join(missing)} is missing: the file is of an older version")

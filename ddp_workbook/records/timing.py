@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, model_validator
+from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field, model_validator
 
 from ddp_workbook.records.run import SCHEMA_VERSION, Amount, Count, Environment, RecordedConfig, Share, Strict
 
@@ -24,6 +24,8 @@ def _renamed(name: str, old: str, **options: object) -> object:
 @dataclass(frozen=True)
 class Interval:
     """An estimate and its 95 % confidence interval."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)  # as Strict
 
     value: float
     low: float

@@ -25,6 +25,10 @@ SEAL = b"ddp-workbook checkpoint, version 2\n"
 SEAL_BYTES = len(SEAL) + hashlib.sha256().digest_size
 FIELDS = {"config", "fingerprint", "model", "training"}
 """training: what a resumed run needs (see resume.CheckpointManager); None in the file of a finished model."""
+TRAINING_FIELDS = {
+    "processes", "precision", "epoch", "step", "seconds", "communication", "history", "optimizer", "schedule", "scaler",
+    "ranks",
+}  # fmt: skip
 _CONFIG = TypeAdapter(RecordedConfig)
 
 
@@ -114,13 +118,19 @@ def read_checkpoint(path: Path) -> dict:
         content = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(f"{path} is not a checkpoint ({str(error).splitlines()[0][:80]})") from error
-    if not isinstance(content, dict) or set(content) != FIELDS:
+    if not _has_fields(content, FIELDS) or not (
+        content["training"] is None or _has_fields(content["training"], TRAINING_FIELDS)
+    ):
         raise InputError(f"{path} is not a checkpoint of this workbook")
     try:
         content["config"] = _CONFIG.validate_python(content["config"])
     except ValidationError as error:
         raise InputError(f"{path} does not fit: config.{first_fault(error)}") from None
     return content
+
+
+def _has_fields(content: object, names: set[str]) -> bool:
+    return isinstance(content, dict) and set(content) == names
 
 
 def load_weights(model: nn.Module, content: dict, path: Path) -> None:

@@ -36,14 +36,18 @@ from ddp_workbook.training.models import count_parameters
 from ddp_workbook.training.state import TrainingState
 
 
+def require_writable_folders(config: TrainConfig) -> None:
+    """Create the output folders that do not exist. Raises InputError when one cannot be written to."""
+    for folder in (config.run_dir, config.checkpoint_dir):
+        require_writable(folder)
+
+
 @contextmanager
 def locked_folders(config: TrainConfig, world: World) -> Iterator[None]:
     """Rank 0 locks the output folders for the block, so that no other run of this kind and recipe writes there.
 
-    Raises InputError when a folder cannot be written to, or names the process that holds the lock.
+    Raises InputError, naming the process that holds the lock, when they are taken.
     """
-    for folder in (config.run_dir, config.checkpoint_dir):
-        require_writable(folder)
     name = model_path(config, world.kind).stem
     locks = (config.run_dir / f".{world.kind}.lock", config.checkpoint_dir / f".{name}.lock")
     advice = "wait for it, or give this run its own folders: --results-dir DIR --checkpoint-dir DIR"

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from conftest import ROOT
-from invocations import finish_course
+from helper_bad_invocations import finish_course
 
 from ddp_workbook import plots
 from ddp_workbook.errors import InputError

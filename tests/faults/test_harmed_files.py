@@ -8,10 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT, make_data, make_run, run_on_ranks
-from ddp_workbook.files import save_record, write_whole
-from ddp_workbook.resume import newest_whole, read_sealed, resume_dir, saved_steps
-from interrupting import RUNS, SMALL, be_small_and_attentive, both_ways, in_folder, outcome, same, stop_early, train
+from conftest import ROOT, make_data, run_on_ranks
+from helper_records import make_run
+from ddp_workbook.records.files import save_record, write_atomically
+from ddp_workbook.runs.checkpoint import read_checkpoint, checkpoint_folder, saved_checkpoints
+from ddp_workbook.runs.resume import newest_complete
+from helper_interrupted_runs import RUNS, SMALL, be_small_and_attentive, both_ways, in_folder, outcome, same, stop_early, train
 
 from ddp_workbook import plots
 from ddp_workbook.errors import InputError
@@ -27,16 +29,16 @@ def test_every_harmed_checkpoint_is_recognised(tmp_path, monkeypatch):
     """Cut at a random length or with one byte changed; the one before it is used, and every tenth time run from."""
     be_small_and_attentive(monkeypatch)
     config = stop_early(tmp_path)
-    folder = resume_dir(config, "baseline")
-    newest, before = saved_steps(folder)
-    whole, expected = newest.read_bytes(), read_sealed(before)
+    folder = checkpoint_folder(config, "baseline")
+    newest, before = saved_checkpoints(folder)
+    whole, expected = newest.read_bytes(), read_checkpoint(before)
     recognised = 0
     for attempt in tries(200):
         place = DRAWS.randrange(len(whole))
         other = whole[place] ^ DRAWS.randrange(1, 256)
         newest.write_bytes(whole[:place] if attempt % 2 else whole[:place] + bytes([other]) + whole[place + 1 :])
         said = []
-        path, content = newest_whole(folder, said.append)
+        path, content = newest_complete(folder, said.append)
         recognised += path == before and same(content["model"], expected["model"]) and "torn or altered" in said[0]
     print(f"\nharmed {attempt}: {recognised} recognised, and the one before them used")
     assert recognised == attempt
@@ -86,9 +88,9 @@ def fill(place):
 
 WRITERS = {
     "record": lambda path: save_record(make_run()[0], path),
-    "model": lambda path: write_whole(path, lambda file: torch.save(torch.ones(100_000), file)),
+    "model": lambda path: write_atomically(path, lambda file: torch.save(torch.ones(100_000), file)),
     "figure": lambda path: plots.save_png(plots.training_plots(*make_run(kind="distributed")), path),
-    "PDF": lambda path: write_whole(path, lambda file: file.write(b"%PDF" + bytes(100_000))),
+    "PDF": lambda path: write_atomically(path, lambda file: file.write(b"%PDF" + bytes(100_000))),
 }
 
 
@@ -116,5 +118,5 @@ def test_a_run_whose_disk_fills_up_ends_with_one_line(launcher, small_disk, tmp_
     assert done.returncode == (1 if launcher else 2)  # torchrun's own code, and the script's
     assert launcher or len(done.stderr.splitlines()) == 1
     folder = small_disk / f"{'distributed' if launcher else 'baseline'}_mlp_digits"
-    assert newest_whole(folder, print)[0].name == "step-000020.pt"
+    assert newest_complete(folder, print)[0].name == "step-000020.pt"
     assert [path.name for path in folder.iterdir()] == ["step-000020.pt"]

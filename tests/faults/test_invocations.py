@@ -1,7 +1,7 @@
 """Invalid invocations, the whole table: exit code 2, one line, no traceback, earlier results byte-identical."""
 
 import pytest
-from invocations import TABLE, check_refused
+from helper_bad_invocations import TABLE, check_refused
 
 
 @pytest.mark.parametrize("case", TABLE, ids=lambda case: case.name)

@@ -15,9 +15,9 @@ import psutil
 import pytest
 import torch
 from conftest import ROOT
-from ddp_workbook.checkpoint import load_checkpoint
-from ddp_workbook.record import load_run
-from ddp_workbook.resume import newest_whole
+from ddp_workbook.runs.checkpoint import read_checkpoint
+from ddp_workbook.records.run import load_run
+from ddp_workbook.runs.resume import newest_complete
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 RUN = ["distributed_train.py", "--recipe", "mlp-digits", "--epochs", "16", "--device", "cpu", "--batch-size", "16"]
@@ -63,7 +63,7 @@ class Run:
 
     def result(self):
         """All that must be the same, bit for bit."""
-        content, _ = load_checkpoint(self.folder / "checkpoints" / f"{self.kind}_mlp_digits.pth")
+        content, _ = read_checkpoint(self.folder / "checkpoints" / f"{self.kind}_mlp_digits.pth")
         history = load_run(self.folder / "results" / "mlp-digits", self.kind)[1].epochs
         numbers = [(e.train_loss, e.train_accuracy, e.test_loss, e.test_accuracy) for e in history]
         return content["model"], numbers, content["random_state"]
@@ -126,7 +126,7 @@ def test_a_signal_leaves_a_checkpoint_and_no_process(number, tmp_path):
             said = "\n".join(run.lines)
             assert code == (128 + number if launcher == [sys.executable] else 1), said
             assert said.count("to go on: the same command with --resume") == 1, said
-            found = newest_whole(run.folder / "checkpoints" / f"{run.kind}_mlp_digits", print)
+            found = newest_complete(run.folder / "checkpoints" / f"{run.kind}_mlp_digits", print)
             assert found, run.lines
             again = Run(run.folder, launcher, "--resume")
             assert again.wait_for("going on after"), again.lines

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ddp_workbook.costmodel import Link
-from ddp_workbook.launch import torchrun
-from ddp_workbook.record import load_run
+from ddp_workbook.analysis.costmodel import Link
+from ddp_workbook.distributed.launch import torchrun
+from ddp_workbook.records.run import load_run
 
 from ddp_workbook.config import IMAGES
 
@@ -218,7 +218,7 @@ MEASURE = """
 import sys, time
 import torch, torch.distributed as dist
 from ddp_workbook.devices import choose_device
-from ddp_workbook.distributed import process_group, read_world
+from ddp_workbook.distributed.process_group import process_group, read_world
 world = read_world()
 with process_group(world, "gloo", torch.device("cpu")):
     values = torch.ones(int(sys.argv[1]) // 4)

@@ -10,15 +10,16 @@ import time
 import psutil
 import pytest
 from conftest import ROOT
-from ddp_workbook.launch import LaunchError, torchrun
+from ddp_workbook.distributed.launch import LaunchError, torchrun
 
 SCRIPT = ROOT / "distributed_train.py"
 
 JOIN = """
     import os, psutil, torch
-    from ddp_workbook.distributed import process_group, read_world, reduce_sum
+    from ddp_workbook.distributed.collectives import all_reduce_sum
+    from ddp_workbook.distributed.process_group import process_group, read_world
     with process_group(read_world(), "gloo", torch.device("cpu")):
-        total = reduce_sum(torch.ones(1)).item()
+        total = all_reduce_sum(torch.ones(1)).item()
         found = {c.laddr.ip for c in psutil.Process().net_connections("inet") if c.status == "LISTEN"}
         print(total, sorted(found), flush=True)
 """

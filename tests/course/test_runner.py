@@ -1,0 +1,133 @@
+"""The course as a reader runs it: four notebooks in order, in a temporary copy; and the runner itself."""
+
+import json
+import re
+import shutil
+import tomllib
+
+import nbformat
+import pytest
+from conftest import ROOT
+from ddp_workbook.records.files import load_record
+from ddp_workbook.course.runner import COURSE, NotebookError, parameters_of, run_course, run_notebook, stale_reason
+from ddp_workbook.records.course import CourseSummary, NotebookTimes
+from pypdf import PdfReader
+
+from ddp_workbook.errors import InputError
+
+WRITTEN = [
+    "baseline_metrics.json", "baseline_history.json", "distributed_metrics.json", "distributed_history.json",
+    "baseline_training_curves.png", "confusion_matrix.png", "per_class_accuracy.png",
+    "baseline_vs_distributed_comparison.png", "speedup_analysis.png", "performance_comparison.csv",
+    "classification_report.txt", "test_summary.json", "benchmark.json", "report.pdf", "anatomy.json", "survey.json",
+    "step_breakdown.png", "step_timeline.png", "all_reduce.png", "pay_map.png", "predicted_speedup.png", "prediction.png",
+    "training_plots_worldsize_2.png", "restart.png",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory):
+    """All four notebooks on the embedded recipe, one epoch, in a copy of the files that a reader has."""
+    folder = tmp_path_factory.mktemp("course")
+    for name in (*COURSE, "distributed_train.py", "report.toml"):
+        shutil.copy(ROOT / name, folder / name)
+    run_course(folder, folder / "out", {"RECIPE": "resnet50-digits", "EPOCHS": 1})
+    return folder
+
+
+@pytest.mark.parametrize("name", COURSE)
+def test_a_notebook_runs_through(course, name):
+    notebook = nbformat.read(course / "out" / name, as_version=4)
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert any("this notebook took" in output.get("text", "") for output in outputs)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_the_course_writes_its_files(course, name):
+    assert (course / "results" / "resnet50-digits" / name).stat().st_size > 100
+
+
+def test_the_conclusions_follow_from_the_records(course):
+    folder = course / "results" / "resnet50-digits"
+    summary = load_record(CourseSummary, folder / "test_summary.json")
+    run = json.loads((folder / "distributed_metrics.json").read_text())
+    assert summary.distributed.test_accuracy == run["test_accuracy"]
+    assert summary.speedups[0].low <= summary.speedups[0].speedup <= summary.speedups[0].high
+    text = " ".join(page.extract_text() for page in PdfReader(folder / "report.pdf").pages)
+    assert f"{100 * run['test_accuracy']:.2f} %" in text
+    times = load_record(NotebookTimes, folder / "notebook_times.json").seconds
+    assert set(times) == {name.removesuffix(".ipynb") for name in COURSE}
+
+
+def test_a_second_run_reuses_the_finished_one(course):
+    folder = course / "results" / "resnet50-digits"
+    before = (folder / "baseline_metrics.json").read_bytes()
+    run_notebook(course / COURSE[1], course / "again.ipynb", {}, started=0)
+    assert (folder / "baseline_metrics.json").read_bytes() == before
+    text = (course / "again.ipynb").read_text()
+    assert "showing the finished run of" in text
+
+
+def small_notebook(tmp_path, *sources, tag="parameters"):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    notebook.cells[0].metadata["tags"] = [tag]
+    nbformat.write(notebook, tmp_path / "n.ipynb")
+    return tmp_path / "n.ipynb"
+
+
+def test_parameters_are_injected_and_unknown_ones_refused(tmp_path):
+    path = small_notebook(tmp_path, 'A = 1\nB = "x"', "print(A, B)")
+    assert parameters_of(nbformat.read(path, as_version=4)) == {"A": 1, "B": "x"}
+    run_notebook(path, tmp_path / "out.ipynb", {"A": 5}, started=0)
+    assert nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[2].outputs[0].text == "5 x\n"
+    with pytest.raises(InputError, match="unknown notebook parameter C; choose one of: A, B"):
+        run_notebook(path, tmp_path / "out.ipynb", {"C": 5}, started=0)
+
+
+def test_a_failing_cell_is_reported_and_the_notebook_kept(tmp_path):
+    path = small_notebook(tmp_path, "A = 1", "print('so far')", "1 / 0")
+    with pytest.raises(NotebookError, match=r"n\.ipynb failed: ZeroDivisionError: division by zero"):
+        run_notebook(path, tmp_path / "out.ipynb", {}, started=0)
+    assert "so far" in (tmp_path / "out.ipynb").read_text()
+
+
+def test_outputs_that_are_not_of_the_present_cells_are_found(tmp_path):
+    path = small_notebook(tmp_path, "A = 1", "A + 1")
+    assert stale_reason(path) == "the cells were not run once each, in order"
+    run_notebook(path, path, {}, started=0)
+    assert stale_reason(path) is None
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[1].source = "A + 2"
+    nbformat.write(notebook, path)
+    assert stale_reason(path) == "a cell was changed after the outputs were made"
+
+
+@pytest.mark.parametrize("name", COURSE)
+def test_committed_outputs_come_from_one_run_of_the_present_cells(name):
+    assert stale_reason(ROOT / name) is None
+
+
+@pytest.mark.parametrize("name", COURSE)
+def test_spine_and_limits(name):
+    notebook = nbformat.read(ROOT / name, as_version=4)
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert all(part in prose for part in ("**Goal.**", "**You need**", "**Time.**", "## Exercises", "**Summary.**"))
+    assert "course.begin(" in code[0]
+    assert "course.finish(" in "".join(code[-2:])
+    limit = 30  # a %%ranks cell is a whole program; other cells have at most 20 lines
+    assert not [c for c in code if len(c.splitlines()) > (limit if c.startswith("%%ranks") else 24)]
+    assert not re.search(r"[\U0001F300-\U0001FAFF]", prose)
+
+
+def test_committed_notebooks_show_the_full_course():
+    first = nbformat.read(ROOT / COURSE[0], as_version=4)
+    assert parameters_of(first)["RECIPE"] == "resnet50-cifar10"
+    assert "resnet50-cifar10: 50,000 training" in (ROOT / COURSE[0]).read_text()
+
+
+def test_packages_of_the_mission_are_installed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.split(r"[>=<]", line)[0] for line in project["dependencies"]}
+    assert {"torch", "torchvision", "jupyter", "matplotlib", "seaborn", "pandas", "scikit-learn"} <= names

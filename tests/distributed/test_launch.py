@@ -1,0 +1,87 @@
+"""torchrun as a subprocess: a rank's error is raised, a refusal is one line, no process is left."""
+
+import textwrap
+import time
+
+import psutil
+import pytest
+from conftest import ROOT
+
+from ddp_workbook.distributed.launch import LaunchError, torchrun
+from ddp_workbook.errors import InputError
+
+
+def script(tmp_path, body):
+    path = tmp_path / "program.py"
+    path.write_text(textwrap.dedent(body))
+    return path
+
+
+def test_output_comes_line_by_line(tmp_path):
+    # torchrun's ranks share a pipe and are unbuffered: print would send each word by itself, between those of the other
+    body = "import os, sys; sys.stdout.write(' '.join(['rank', os.environ['RANK'], *sys.argv[1:]]) + '\\n')"
+    path = script(tmp_path, body)
+    lines = []
+    torchrun(["--flag", "x"], 2, path, lines.append)
+    assert sorted(lines) == ["rank 0 --flag x", "rank 1 --flag x"]
+
+
+def test_the_failing_ranks_own_error_is_raised(tmp_path):
+    body = """
+        import os, time
+        from torch.distributed.elastic.multiprocessing.errors import record
+
+        @record
+        def main():
+            if os.environ["RANK"] == "1":
+                raise KeyError("only rank 1 fails")
+            time.sleep(60)
+
+        main()
+    """
+    start = time.monotonic()
+    with pytest.raises(LaunchError, match=r"KeyError.*only rank 1 fails"):
+        torchrun([], 2, script(tmp_path, body), lambda line: None)
+    assert time.monotonic() - start < 45
+
+
+def test_a_refusal_is_one_line(tmp_path):
+    body = """
+        import sys
+        print("program.py: error: no such thing", file=sys.stderr, flush=True)
+        sys.exit(2)
+    """
+    lines = []
+    with pytest.raises(InputError, match=r"^no such thing$"):
+        torchrun([], 1, script(tmp_path, body), lines.append)
+    assert not any("Traceback" in line for line in lines)
+
+
+@pytest.mark.parametrize("processes", [0, -1, 65])
+def test_absurd_numbers_of_processes_are_refused(processes):
+    with pytest.raises(InputError, match="from 1 to 64"):
+        torchrun([], processes, ROOT / "distributed_train.py")
+
+
+def test_a_missing_script_is_refused(tmp_path):
+    with pytest.raises(InputError, match="run this from the workbook's folder"):
+        torchrun([], 2, tmp_path / "nothing.py")
+
+
+def test_an_interrupt_leaves_no_process(tmp_path):
+    """The callback stands for a reader who presses Ctrl-C at the first line."""
+    body = "import os, time; os.write(1, b'%d\\n' % os.getpid()); time.sleep(300)"  # print() may write a line in two
+    found = []
+
+    def interrupt(line):
+        found.append(int(line))
+        if len(found) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        torchrun([], 2, script(tmp_path, body), interrupt)
+    deadline = time.monotonic() + 20
+    while any(psutil.pid_exists(pid) for pid in found) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert len(found) == 2
+    assert not any(psutil.pid_exists(pid) for pid in found)

@@ -1,0 +1,106 @@
+"""%%ranks cells: each rank knows its place, lines stay complete, and the first error ends all ranks."""
+
+import time
+
+import psutil
+import pytest
+
+from ddp_workbook.distributed.launch import LaunchError
+from ddp_workbook.distributed.ranks import run_on_ranks
+from ddp_workbook.errors import InputError
+
+
+def test_ranks_meet_and_their_lines_stay_complete():
+    code = """
+import os
+import torch
+import torch.distributed as dist
+
+dist.init_process_group("gloo")
+value = torch.tensor(dist.get_rank() + 1)
+dist.all_reduce(value)
+print("a" * 100, end=" ")
+print(os.environ["LOCAL_RANK"], value.item())
+print("no line end", end="")
+"""
+    lines = []
+    run_on_ranks(code, 3, lines.append)
+    assert sorted(lines) == sorted([f"{'a' * 100} {rank} 6" for rank in range(3)] + ["no line end"] * 3)
+
+
+def test_every_call_has_fresh_processes():
+    lines = []
+    for _ in range(2):
+        run_on_ranks("import builtins\nprint(hasattr(builtins, 'mark'))\nbuiltins.mark = 1", 1, lines.append)
+    assert lines == ["False", "False"]
+
+
+def test_the_first_error_is_raised_with_the_cells_own_lines():
+    code = "import os, time\nif os.environ['RANK'] == '1':\n    1 / 0\ntime.sleep(60)"
+    start = time.monotonic()
+    with pytest.raises(LaunchError, match=r'(?s)rank 1 failed.*"<cell>", line 3.*1 / 0.*ZeroDivisionError') as raised:
+        run_on_ranks(code, 2)
+    assert "ranks.py" not in str(raised.value)
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize("code", ["import sys; sys.exit()", "import sys; sys.exit(0)", "raise SystemExit"])
+def test_a_cell_may_end_itself(code):
+    lines = []
+    run_on_ranks(f"print('so far')\n{code}", 1, lines.append)
+    assert lines == ["so far"]
+
+
+@pytest.mark.parametrize("code", ["import sys; sys.exit(3)", "raise SystemExit('no data')"])
+def test_an_exit_with_a_code_is_a_failure(code):
+    with pytest.raises(LaunchError, match="rank 0 failed"):
+        run_on_ranks(code, 1)
+
+
+@pytest.mark.parametrize("code", ["import os; os._exit(3)", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"])
+def test_a_rank_that_dies_is_reported(code):
+    with pytest.raises(LaunchError, match="rank 0 died without an error of its own"):
+        run_on_ranks(code, 1)
+
+
+def test_an_interrupt_leaves_no_process():
+    found = []
+
+    def interrupt(line):
+        found.append(int(line))
+        if len(found) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_on_ranks("import os, time\nprint(os.getpid())\ntime.sleep(300)", 2, interrupt)
+    assert len(found) == 2
+    assert not any(psutil.pid_exists(pid) for pid in found)
+
+
+def test_no_port_is_open_beyond_this_machine():
+    code = """
+import time
+import torch.distributed as dist
+
+dist.init_process_group("gloo")
+dist.barrier()
+print("met")
+time.sleep(1)
+"""
+    found = []
+
+    def look(_):
+        me = psutil.Process()
+        for process in (me, *me.children(recursive=True)):
+            connections = process.net_connections("inet")
+            found.extend(one.laddr.ip for one in connections if one.status == psutil.CONN_LISTEN)
+
+    run_on_ranks(code, 2, look)
+    assert found
+    assert set(found) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+@pytest.mark.parametrize("processes", [0, 65])
+def test_absurd_numbers_of_processes_are_refused(processes):
+    with pytest.raises(InputError, match="from 1 to 64"):
+        run_on_ranks("", processes)

@@ -1,0 +1,64 @@
+"""Layers that are faster on a CPU, against torch's own."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ddp_workbook.training.cpu_layers import Dropout, MatmulConv2d, compute_by_matmul
+
+CONVOLUTIONS = [  # and whether it can be a matrix product, for some size of image at least
+    ({"kernel_size": 1}, True),
+    ({"kernel_size": 1, "stride": 2}, True),
+    ({"kernel_size": 3, "padding": 1}, True),
+    ({"kernel_size": 3, "padding": 1, "stride": 2}, True),
+    ({"kernel_size": 3, "padding": 1, "dilation": 1, "groups": 2}, False),
+    ({"kernel_size": 3, "padding": 2, "dilation": 2}, False),
+    ({"kernel_size": 5, "padding": 2}, False),
+    ({"kernel_size": 1, "padding": 1}, False),
+]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize(("arguments", "replaced"), CONVOLUTIONS)
+def test_a_convolution_and_its_gradients_stay_the_same(arguments, replaced, size):
+    torch.manual_seed(1)
+    plain = nn.Conv2d(4, 6, bias=False, **arguments).double()
+    ours = nn.Sequential(copy.deepcopy(plain))
+    compute_by_matmul(ours)
+    assert isinstance(ours[0], MatmulConv2d) == replaced
+    x = torch.randn(3, 4, size, size, dtype=torch.float64)
+    assert torch.allclose(ours(x), plain(x), rtol=1e-10)
+    for model in (ours, plain):
+        model(x).square().sum().backward()
+    assert torch.allclose(ours[0].weight.grad, plain.weight.grad, rtol=1e-10)
+
+
+def test_convolutions_with_a_bias_are_left_alone():
+    model = nn.Sequential(nn.Conv2d(4, 6, 1))
+    compute_by_matmul(model)
+    assert type(model[0]) is nn.Conv2d
+
+
+def test_other_devices_use_their_own_convolution_and_dropout():
+    """The device "meta" computes shapes only: a mask that is drawn on the CPU would not fit."""
+    model = nn.Sequential(nn.Conv2d(4, 6, 1, bias=False), Dropout(0.5))
+    compute_by_matmul(model)
+    x = torch.ones(2, 4, 5, 5, device="meta")
+    assert model.to("meta")(x).shape == (2, 6, 5, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.0, 0.2, 0.5])
+def test_dropout_does_what_torchs_does(p, dtype):
+    torch.manual_seed(0)
+    x = torch.ones(1000, 1000, dtype=dtype, requires_grad=True)
+    y = Dropout(p)(x)
+    judge = nn.Dropout(p)(x)
+    assert y.dtype == judge.dtype and set(y.unique().tolist()) == set(judge.unique().tolist())  # 0 and 1 / (1 - p)
+    spread = (p * (1 - p) / 1e6) ** 0.5
+    assert (y == 0).double().mean().item() == pytest.approx(p, abs=5 * spread)
+    y.sum().backward()
+    assert torch.equal(x.grad, y)  # a value's gradient is the factor that the value was given
+    assert Dropout(p).eval()(x) is x or torch.equal(Dropout(p).eval()(x), x)
