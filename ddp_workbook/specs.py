@@ -90,7 +90,7 @@ DATASETS = {
         title="MNIST",
         source="lecun1998",
         images=(60_000, 10_000),
-        folder="MNIST/raw",
+        folder="MNIST",
         grey=True,
         mirror_keeps_class=False,
     ),

@@ -25,8 +25,8 @@ RANKS_PER_NODE=${SLURM_GPUS_ON_NODE:-1}
 # Seconds that a rank waits for another before the run ends with a message.
 export DDP_TIMEOUT=300
 
-# The data: fetched once, before anything waits for it.
-python -c "from ddp_workbook.datasets import load_dataset; from ddp_workbook.recipes import get_recipe; load_dataset(get_recipe('resnet50-cifar10'))"
+# The data: downloaded once, before any rank waits for it.
+python -c "from ddp_workbook.training.datasets import load_dataset; from ddp_workbook.recipes import get_recipe; load_dataset(get_recipe('resnet50-cifar10'))"
 
 # srun starts the same line on every machine. --resume goes on with a run that was cut off, when the job is submitted or
 # requeued again, from the checkpoints on the shared file system; there are none the first time. --rdzv-id keeps a late

@@ -1,4 +1,4 @@
-"""distributed_train.py itself: real runs on 1, 2 and 3 processes, and everything that it refuses."""
+"""distributed_train.py itself: real runs on 1, 2 and 3 processes, and the input that it refuses."""
 
 import os
 import subprocess
@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from ddp_workbook.runs.checkpoint import read_checkpoint
-from ddp_workbook.distributed.launch import torchrun
-from ddp_workbook.records.run import load_run
-from ddp_workbook.analysis.speedup import require_comparable
 
 import distributed_train
 from ddp_workbook import devices
+from ddp_workbook.analysis.speedup import require_comparable
 from ddp_workbook.config import TrainConfig
+from ddp_workbook.distributed.launch import torchrun
 from ddp_workbook.errors import InputError
 from ddp_workbook.recipes import RECIPES
+from ddp_workbook.records.run import load_run
+from ddp_workbook.runs.checkpoint import read_checkpoint
 
 SCRIPT = ROOT / "distributed_train.py"
 FLAGS = ["--recipe", "resnet50-digits", "--epochs", "1", "--device", "cpu", "--precision", "fp32"]
@@ -50,13 +50,13 @@ def test_both_runs_leave_complete_comparable_records(runs):
     assert baseline.parameters == distributed.parameters == 23_520_842
     assert len(distributed.peak_memory_bytes) == 2
     assert sum(map(sum, distributed.confusion)) == 360
+    assert [figure.name for figure in path.glob("*.png")] == ["training_plots_worldsize_2.png"]
     assert history.epochs[0].images_per_second == pytest.approx(22 * 64 / history.epochs[0].train_seconds)
 
 
 def test_both_runs_leave_checkpoints_of_the_same_plain_model(runs):
     found = [
-        read_checkpoint(runs[0] / "checkpoints" / f"{kind}_resnet50_digits.pth")[0]
-        for kind in ("baseline", "distributed")
+        read_checkpoint(runs[0] / "checkpoints" / f"{kind}_resnet50_digits.pth") for kind in ("baseline", "distributed")
     ]
     assert list(found[0]["model"]) == list(found[1]["model"])
     assert not any(name.startswith("module.") for name in found[1]["model"])
@@ -65,7 +65,7 @@ def test_both_runs_leave_checkpoints_of_the_same_plain_model(runs):
     assert torch.nn.functional.cosine_similarity(first.flatten(), second.flatten(), dim=0) > 0.5  # one seed, one start
 
 
-def test_one_rank_speaks(runs):
+def test_only_one_rank_prints(runs):
     assert runs[2].count("test accuracy") == 1
     assert runs[1].count("epoch  1/1") == runs[2].count("epoch  1/1") == 1
 
@@ -83,8 +83,8 @@ def test_tensorboard_events_hold_the_history(runs):
     assert written == pytest.approx(history.epochs[0].communication.gradient_bytes)
 
 
-def test_three_processes_with_accumulation_and_compression(tmp_path):
-    flags = [*FLAGS, *folders(tmp_path), "--batch-size", "16", "--accumulate", "2", "--gradient-compression", "bf16"]
+def test_three_processes_with_accumulation_and_bf16_gradients(tmp_path):
+    flags = [*FLAGS, *folders(tmp_path), "--batch-size", "16", "--grad-accum-steps", "2", "--comm-hook", "bf16"]
     torchrun(flags, 3, SCRIPT, lambda line: None)
     run, _ = load_run(tmp_path / "results" / "resnet50-digits", "distributed")
     assert run.world.processes == 3
@@ -93,14 +93,15 @@ def test_three_processes_with_accumulation_and_compression(tmp_path):
     assert sum(map(sum, run.confusion)) == 360
 
 
-def test_the_mnist_and_cifar_recipes_differ_from_digits_in_data_alone():
+def test_the_mnist_and_imagefolder_recipes_differ_from_cifar10_only_in_data_and_epochs():
+    cifar10 = RECIPES["resnet50-cifar10"]
     for name in ("resnet50-mnist", "resnet50-imagefolder"):
-        assert replace(RECIPES[name], dataset="cifar10", epochs=10) == RECIPES["resnet50-cifar10"]
+        assert replace(RECIPES[name], dataset="cifar10", epochs=cifar10.epochs) == cifar10
 
 
 @pytest.fixture
 def script_refuses(refuse):
-    """script_refuses(arguments): the script's main with these flags; its exit code and what it said on stderr."""
+    """script_refuses(arguments): the script's main with these flags; its exit code and what it printed on stderr."""
     return lambda arguments: refuse(distributed_train.main, "distributed_train.py", arguments)
 
 
@@ -127,24 +128,24 @@ def test_bad_input_ends_with_code_2_and_one_line(case, monkeypatch, script_refus
     earlier.parent.mkdir(parents=True)
     earlier.write_text("an earlier result")
     monkeypatch.chdir(ROOT)
-    code, said = script_refuses([*arguments, *folders(tmp_path)])
+    code, printed = script_refuses([*arguments, *folders(tmp_path)])
     assert code == 2
-    assert message in said
-    assert said.startswith("distributed_train.py: error: ")
-    assert len(said.strip().splitlines()) == 1
+    assert message in printed
+    assert printed.startswith("distributed_train.py: error: ")
+    assert len(printed.strip().splitlines()) == 1
     assert earlier.read_text() == "an earlier result"
 
 
-def test_bf16_where_it_cannot_be(monkeypatch, script_refuses):
+def test_bf16_without_the_hardware_for_it(monkeypatch, script_refuses):
     monkeypatch.setattr(devices, "has_bf16", lambda device: False)
-    code, said = script_refuses([*FLAGS[:-1], "bf16"])
-    assert (code, "use --precision fp32 or auto" in said) == (2, True)
+    code, printed = script_refuses([*FLAGS[:-1], "bf16"])
+    assert (code, "use --precision fp32 or auto" in printed) == (2, True)
 
 
 def test_results_folder_that_cannot_be_written(monkeypatch, script_refuses, tmp_path):
     (tmp_path / "results").write_text("in the way")
-    code, said = script_refuses([*FLAGS, *folders(tmp_path)])
-    assert (code, "choose a writable folder" in said) == (2, True)
+    code, printed = script_refuses([*FLAGS, *folders(tmp_path)])
+    assert (code, "choose a writable folder" in printed) == (2, True)
 
 
 def test_empty_data_folder_without_network(monkeypatch, script_refuses, tmp_path):
@@ -154,21 +155,43 @@ def test_empty_data_folder_without_network(monkeypatch, script_refuses, tmp_path
     monkeypatch.setattr("torchvision.datasets.utils.urllib.request.urlopen", no_network)
     (tmp_path / "data").mkdir()
     arguments = ["--device", "cpu", "--data-dir", str(tmp_path / "data"), *folders(tmp_path)]
-    code, said = script_refuses(arguments)
-    assert (code, "use --recipe resnet50-digits" in said) == (2, True)
+    code, printed = script_refuses(arguments)
+    assert (code, "use --recipe resnet50-digits" in printed) == (2, True)
 
 
 def test_tensorboard_that_is_not_installed(monkeypatch, script_refuses, tmp_path):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    code, said = script_refuses([*FLAGS, *folders(tmp_path), "--tensorboard"])
-    assert (code, "pip install tensorboard" in said) == (2, True)
+    code, printed = script_refuses([*FLAGS, *folders(tmp_path), "--tensorboard"])
+    assert (code, "pip install tensorboard" in printed) == (2, True)
 
 
-def test_under_torchrun_one_rank_refuses(tmp_path):
-    said = []
+class Steps:
+    """Callback that counts."""
+
+    def __init__(self):
+        self.steps = self.epochs = 0
+
+    def after_step(self, state):
+        self.steps += 1
+
+    def after_epoch(self, state):
+        self.epochs += 1
+
+
+def test_a_callers_callback_sees_every_step_of_a_run_started_with_arguments(tmp_path):
+    callback = Steps()
+    flags = ["--recipe", "mlp-digits", "--epochs", "2", "--device", "cpu", "--batch-size", "64"]
+    distributed_train.main([*flags, *folders(tmp_path)], [callback])
+    assert (callback.steps, callback.epochs) == (2 * 22, 2)
+    _, history = load_run(tmp_path / "results" / "mlp-digits", "baseline")
+    assert len(history.epochs) == 2
+
+
+def test_under_torchrun_bad_input_is_reported_once(tmp_path):
+    lines = []
     with pytest.raises(InputError, match="--batch-size must be at least 1, not 0"):
-        torchrun([*FLAGS, "--batch-size", "0"], 2, SCRIPT, said.append)
-    assert not said
+        torchrun([*FLAGS, "--batch-size", "0"], 2, SCRIPT, lines.append)
+    assert not lines
 
 
 def test_a_run_that_diverges_on_two_ranks_writes_nothing(tmp_path):
@@ -190,5 +213,5 @@ def test_the_script_runs_without_a_terminal_or_a_home(tmp_path):
         cwd=tmp_path,
     )
     assert done.returncode == 0
-    assert "--gradient-compression" in done.stdout
+    assert "--comm-hook" in done.stdout
     assert TrainConfig().recipe in done.stdout

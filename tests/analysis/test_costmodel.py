@@ -5,13 +5,25 @@ import itertools
 import numpy as np
 import pytest
 from helper_records import make_breakdown, make_sweep
-from ddp_workbook.analysis.costmodel import Link, ModelCosts, amdahl, bytes_moved, check_steps, exposed, fit_link, fit_step, gustafson, predict_step, serial_share, slowest
-from ddp_workbook.costmodel import parse_bandwidth, parse_latency
-from ddp_workbook.records.files import save_record
-from ddp_workbook.analysis.prediction import cost_table, predict_network
 
+from ddp_workbook.analysis.costmodel import (
+    SETTLED_WIDTH,
+    Link,
+    ModelCosts,
+    amdahl,
+    bytes_moved,
+    check_steps,
+    exposed,
+    fit_link,
+    fit_step,
+    gustafson,
+    is_settled,
+    measured_speedup,
+    predict_step,
+    serial_share,
+    slowest,
+)
 from ddp_workbook.errors import InputError
-from ddp_workbook.recipes import RECIPES
 
 
 @pytest.mark.parametrize("processes", [2, 3, 8])
@@ -31,8 +43,8 @@ def test_bytes_near_twice_the_size_and_never_fall():
     assert 198 < moved[-1] < 200
 
 
-def test_the_fit_finds_the_link_that_made_the_sweep():
-    link = fit_link(make_sweep().sweep)
+def test_the_fit_finds_the_link_that_made_the_all_reduces():
+    link = fit_link(make_sweep().all_reduce)
     assert (link.latency, link.bandwidth) == pytest.approx((20e-6, 1e9))
 
 
@@ -51,20 +63,59 @@ def test_predictions_of_exact_timings_are_exact():
 
 def test_rare_long_waits_count_as_often_as_they_come():
     """One all-reduce in ten waits 5 ms for a core. The median would hide it; a step of many collectives meets it."""
-    survey = make_sweep()
+    all_reduce = make_sweep().all_reduce
     samples = [
-        one.model_copy(update={"seconds": 9 * [one.seconds[0]] + [one.seconds[0] + 5e-3]})
-        for one in survey.sweep.samples
+        one.model_copy(update={"seconds": 9 * [one.seconds[0]] + [one.seconds[0] + 5e-3]}) for one in all_reduce.samples
     ]
-    link = fit_link(survey.sweep.model_copy(update={"samples": samples}))
+    link = fit_link(all_reduce.model_copy(update={"samples": samples}))
     assert 2 * link.latency == pytest.approx(2 * 20e-6 + 0.5e-3, rel=0.02)
 
 
 def test_a_wrong_measurement_shows_as_an_error():
-    survey = make_sweep()
-    slow = survey.points[0].model_copy(update={"averaged": [2 * t for t in survey.points[0].averaged]})
-    checks = check_steps(survey.model_copy(update={"points": [slow, *survey.points[1:]]}))
+    sweep = make_sweep()
+    slow = sweep.points[0].model_copy(update={"synced": [2 * t for t in sweep.points[0].synced]})
+    checks = check_steps(sweep.model_copy(update={"points": [slow, *sweep.points[1:]]}))
     assert checks[0].error == pytest.approx(-0.5)
+
+
+def test_one_batch_size_is_too_few_for_a_line():
+    sweep = make_sweep()
+    with pytest.raises(InputError, match="fewer than two batch sizes of mlp"):
+        ModelCosts(sweep.model_copy(update={"points": sweep.of_model("mlp")[:1]}), "mlp")
+
+
+def make_point(serial, synced):
+    point = make_sweep().points[0]
+    return point.model_copy(update={"serial": serial, "synced": synced})
+
+
+def test_a_points_speedup_is_the_median_of_its_rounds():
+    """Two distributed steps a round: their means are 0.5, 1 and 2, the ratios 2, 2 and 1.5."""
+    found = measured_speedup(make_point([1.0, 2.0, 3.0], [0.4, 0.6, 1.0, 1.0, 1.0, 3.0]))
+    assert (found.value, found.low, found.high) == pytest.approx((2.0, 1.5, 2.0))
+
+
+def test_what_slows_a_whole_round_does_not_change_a_points_speedup():
+    weather = [1.0, 3.0, 0.5]
+    point = make_point([0.3 * x for x in weather], [0.2 * x for x in weather for _ in range(4)])
+    found = measured_speedup(point)
+    assert (found.value, found.low, found.high) == pytest.approx((1.5, 1.5, 1.5))
+    assert is_settled(point)
+
+
+@pytest.mark.parametrize(("width", "settled"), [(0.99 * SETTLED_WIDTH, True), (1.01 * SETTLED_WIDTH, False)])
+@pytest.mark.parametrize("value", [0.2, 1.0, 3.0])
+def test_a_point_is_settled_when_its_interval_is_narrow_for_its_value(value, width, settled):
+    ratios = [value * (1 - width / 2), value, value * (1 + width / 2)]
+    assert is_settled(make_point(ratios, [1.0] * 3)) == settled
+
+
+def test_one_outlier_leaves_three_rounds_open_but_not_nine():
+    """The interval of three rounds is their range; that of nine leaves out the smallest and the largest."""
+    for rounds, settled in ((3, False), (9, True)):
+        point = make_point([1.0] * (rounds - 1) + [4.0], [1.0] * rounds)
+        assert measured_speedup(point).value == 1.0
+        assert is_settled(point) == settled
 
 
 def test_ranks_beyond_the_cores_take_turns():
@@ -90,61 +141,8 @@ def test_amdahl_and_gustafson_by_hand():
 
 def test_exposed_is_the_difference_of_the_slowest_ranks():
     record = make_breakdown()
-    slow = [step.model_copy(update={"forward": 3 * step.forward}) for step in record.alone[0]]
+    slow = [step.model_copy(update={"forward": 3 * step.forward}) for step in record.no_sync[0]]
     assert exposed(record).value == pytest.approx(0.003, rel=0.05)
-    record = record.model_copy(update={"alone": [record.alone[0], slow]})
-    assert slowest(record.alone) == pytest.approx(np.array([step.total for step in slow]))
+    record = record.model_copy(update={"no_sync": [record.no_sync[0], slow]})
+    assert slowest(record.no_sync) == pytest.approx(np.array([step.total for step in slow]))
     assert exposed(record).value == pytest.approx(0.013 - 0.010 * (0.2 + 3 * 0.4 + 0.4), rel=0.05)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"), [("10Gbit", 1.25e9), ("1 gbit/s", 1.25e8), ("100Mbit", 1.25e7), ("2.5Gbit", 3.125e8)]
-)
-def test_bandwidth_with_its_unit(text, expected):
-    assert parse_bandwidth(text) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(("text", "expected"), [("50us", 5e-5), ("1ms", 1e-3), ("0.5 s", 0.5)])
-def test_latency_with_its_unit(text, expected):
-    assert parse_latency(text) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("text", ["10", "Gbit", "10 apples", "-1Gbit", "0Gbit", "", "nanGbit", "10Gbit 5"])
-def test_a_quantity_without_sense_is_refused(text):
-    with pytest.raises(InputError, match="--bandwidth needs a number above 0 and a unit"):
-        parse_bandwidth(text)
-
-
-def test_the_table_multiplies_what_it_says():
-    config = RECIPES["resnet50-digits"]
-    costs, link = ModelCosts(make_sweep(), "resnet50"), Link(5e-5, 1.25e9)
-    table = cost_table(costs, config, 1437, link, 8, price=3.0)
-    assert list(table.index) == [1, 2, 4, 8]
-    step = costs.serial.seconds(16) + link.all_reduce(90_000_000, 4)
-    steps = config.epochs * (1437 // 64)
-    assert table.loc[4, "step (ms)"] == pytest.approx(1000 * step)
-    assert table.loc[4, "cost"] == pytest.approx(4 * 3.0 * steps * step / 3600)
-    assert "cost" not in cost_table(costs, config, 1437, link, 8)
-
-
-def test_predict_writes_a_picture_and_says_predicted(tmp_path):
-    save_record(make_sweep(), tmp_path / "survey.json")
-    text = predict_network(RECIPES["resnet50-digits"], tmp_path, "10Gbit", "50us", 64, None)
-    assert text.startswith("predicted: resnet50-digits on 10Gbit/s, 50us")
-    assert (tmp_path / "prediction.png").stat().st_size > 10_000
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"bandwidth": "10"}, "--bandwidth needs"),
-        ({"latency": "50"}, "--latency needs"),
-        ({"processes": 0}, "--processes must be from 1"),
-        ({"price": -1.0}, "--price must be at least 0"),
-        ({}, "run notebook 04"),
-    ],
-)
-def test_predict_refuses_in_one_line(tmp_path, changes, expected):
-    options = {"bandwidth": "10Gbit", "latency": "50us", "processes": 64, "price": None} | changes
-    with pytest.raises(InputError, match=expected):
-        predict_network(RECIPES["resnet50-digits"], tmp_path, **options)

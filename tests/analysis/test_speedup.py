@@ -5,12 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helper_records import make_benchmark, make_run
-from ddp_workbook.records.run import load_run
-from ddp_workbook.analysis.speedup import accuracy_difference, upper_bound_shares, efficiency, require_comparable, speedup, speedup_table
-from ddp_workbook.analysis.statistics import mean_interval, median_interval, spread_words, wilson
-from ddp_workbook.records.timing import Interval
 
+from ddp_workbook.analysis.speedup import (
+    accuracy_difference,
+    efficiency,
+    require_comparable,
+    speedup,
+    speedup_table,
+    upper_bound_shares,
+)
+from ddp_workbook.analysis.statistics import mean_interval, median_interval, spread_words, wilson
 from ddp_workbook.errors import InputError
+from ddp_workbook.records.run import load_run
+from ddp_workbook.records.timing import Interval
 
 
 def test_speedup_cancels_what_slows_the_whole_machine():

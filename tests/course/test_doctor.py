@@ -1,4 +1,4 @@
-"""The doctor: every fault is faked, found, and told with its mend."""
+"""The doctor: every fault is faked, and found with its fix."""
 
 import collections
 import os
@@ -11,7 +11,8 @@ import torch
 from conftest import ROOT, needs_real_data
 from ddp_workbook.course.doctor import Finding, describe, examine
 
-from ddp_workbook import cli, doctor
+from ddp_workbook import cli
+from ddp_workbook.course import doctor
 from ddp_workbook.errors import InputError
 
 Usage = collections.namedtuple("Usage", "free")
@@ -128,20 +129,16 @@ def ranks_that_add_wrong(patch, tmp_path):
     return doctor.check_all_reduce()
 
 
-def torn_cifar10(patch, tmp_path):
+def truncated_cifar10(patch, tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir()
-    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"torn")
-    return doctor.check_cifar10(tmp_path)
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"truncated")
+    return doctor.check_dataset("cifar10", tmp_path)
 
 
-def torn_mnist(patch, tmp_path):
+def truncated_mnist(patch, tmp_path):
     (tmp_path / "MNIST" / "raw").mkdir(parents=True)
-    (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(b"torn")
-    return doctor.check_mnist(tmp_path)
-
-
-def data_not_there(patch, tmp_path):
-    return doctor.check_cifar10(tmp_path)
+    (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(b"truncated")
+    return doctor.check_dataset("mnist", tmp_path)
 
 
 def folder_in_the_way(patch, tmp_path):
@@ -169,43 +166,62 @@ FAULTS = {
     no_gloo: ("fault", "built with Gloo"),
     ranks_that_fail: ("fault", "VPN and firewall"),
     ranks_that_add_wrong: ("fault", "VPN and firewall"),
-    torn_cifar10: ("fault", "cifar-10-batches-py away"),
-    torn_mnist: ("fault", "MNIST away"),
+    truncated_cifar10: ("fault", "cifar-10-batches-py away"),
+    truncated_mnist: ("fault", "MNIST away"),
     folder_in_the_way: ("fault", "make"),
 }
 
 
 @pytest.mark.parametrize("fake", FAULTS, ids=lambda fake: fake.__name__)
-def test_a_fault_is_found_with_its_mend(fake, monkeypatch, tmp_path):
+def test_a_fault_is_found_with_its_fix(fake, monkeypatch, tmp_path):
     found = fake(monkeypatch, tmp_path)
-    state, mend = FAULTS[fake]
-    assert (found.state, mend in found.mend) == (state, True), found
-    assert "\n" not in found.what + found.mend
+    state, fix = FAULTS[fake]
+    assert (found.state, fix in found.fix) == (state, True), found
+    assert "\n" not in found.what + found.fix
 
 
-def test_nothing_is_made_by_looking(tmp_path):
-    folders = [tmp_path / "a" / "b", tmp_path / "c"]
+def test_checks_of_folders_create_nothing(monkeypatch, tmp_path):
+    """A folder that does not exist is judged by the nearest one above it that does."""
+    folders, asked = [tmp_path / "a" / "b", tmp_path / "c"], []
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: asked.append(path) or Usage(5 * 2**30))
     assert doctor.check_folders(folders).state == "ok"
-    assert doctor.check_disk(folders).state in ("ok", "warning", "fault")
+    assert doctor.check_disk(folders) == Finding("disk", "ok", "5.0 GiB free")
+    assert asked == [tmp_path, tmp_path]
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("free", "state"), [(0.9, "fault"), (1.1, "warning"), (2.9, "warning"), (3.1, "ok")])
+def test_the_folder_with_the_least_space_decides(monkeypatch, tmp_path, free, state):
+    (tmp_path / "full").mkdir()
+    usage = {tmp_path: Usage(9 * 2**30), tmp_path / "full": Usage(free * 2**30)}
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage[path])
+    found = doctor.check_disk([tmp_path, tmp_path / "full" / "results"])
+    assert (found.state, found.what) == (state, f"{free} GiB free")
+    assert (f"free some space for {tmp_path / 'full' / 'results'}" in found.fix) == (state != "ok")
+
+
+def test_a_data_set_that_was_not_downloaded_is_no_fault(tmp_path):
+    found = doctor.check_dataset("cifar10", tmp_path)
+    assert (found.state, found.what) == ("ok", f"not in {tmp_path} yet: a recipe that needs it downloads it once")
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root writes anywhere")
-def test_a_read_only_folder(tmp_path):
+def test_a_read_only_folder_is_a_fault(tmp_path):
     tmp_path.chmod(0o500)
     assert doctor.check_folders([tmp_path / "results"]).state == "fault"
 
 
 @needs_real_data
-def test_the_real_data_is_intact():
-    assert [check(ROOT / "data").state for check in (doctor.check_cifar10, doctor.check_mnist)] == ["ok", "ok"]
+def test_the_real_data_is_complete():
+    found = [doctor.check_dataset(name, ROOT / "data") for name in ("cifar10", "mnist")]
+    assert [(one.state, one.what) for one in found] == [("ok", "complete")] * 2
 
 
 def test_two_real_processes_meet():
     assert doctor.check_all_reduce() == Finding("all-reduce", "ok", "2 processes added 1 and 2")
 
 
-def test_a_check_that_breaks_is_a_fault_and_the_others_go_on(monkeypatch, tmp_path):
+def test_a_check_that_fails_itself_is_a_fault_and_the_others_continue(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "check_all_reduce", raiser(InputError("no script")))
     monkeypatch.setattr(doctor, "check_memory", raiser(ZeroDivisionError("unforeseen")))
     found = {one.name: one for one in examine(tmp_path, tmp_path, tmp_path)}
@@ -215,8 +231,8 @@ def test_a_check_that_breaks_is_a_fault_and_the_others_go_on(monkeypatch, tmp_pa
 
 
 @pytest.mark.parametrize(("state", "code"), [("ok", None), ("warning", None), ("fault", 1)])
-def test_exit_code_and_lines(monkeypatch, capsys, state, code):
-    findings = [Finding("cores", "ok", "2 of 2 usable"), Finding("disk", state, "little", "mend" * (state != "ok"))]
+def test_the_command_prints_a_line_for_each_finding_and_fails_after_a_fault(monkeypatch, capsys, state, code):
+    findings = [Finding("cores", "ok", "2 of 2 usable"), Finding("disk", state, "little", "fix" * (state != "ok"))]
     monkeypatch.setattr(doctor, "examine", lambda *folders: findings)
     monkeypatch.setattr("sys.argv", ["ddp-workbook", "doctor"])
     if code is None:
