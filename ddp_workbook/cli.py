@@ -25,6 +25,8 @@ def run(
         epochs: Epochs of both runs, instead of the recipe's.
         in_place: For authors of notebooks: run all with their own defaults and keep the outputs in the notebooks.
     """
+    import pandas as pd
+
     from ddp_workbook.course.runner import run_course
 
     run_dir = get_recipe(recipe).run_dir
@@ -37,13 +39,6 @@ def run(
     if epochs is not None:
         parameters["EPOCHS"] = epochs
     run_course(Path(), run_dir / "notebooks", parameters)
-    _print_summary(run_dir)
-
-
-def _print_summary(run_dir: Path) -> None:
-    """The results in a few lines, and where to find more."""
-    import pandas as pd
-
     print()
     print(pd.read_csv(run_dir / "performance_comparison.csv", index_col=0).fillna("").to_string())
     print(f"\nexecuted notebooks: {run_dir / 'notebooks'}")

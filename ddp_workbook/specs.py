@@ -53,49 +53,31 @@ class DatasetSpec:
 
 MODELS = {
     "resnet50": ModelSpec(
-        label="ResNet-50",
-        title="a ResNet-50",
-        layers="torchvision's 50 layers, with a stem for small images",
-        colour="#0072B2",
-        colour_images=True,
-        dropout=False,
-        batch_norm=True,
-        benchmark_steps=3,
-        sweep_steps=2,
+        label="ResNet-50", title="a ResNet-50", layers="torchvision's 50 layers, with a stem for small images",
+        colour="#0072B2", colour_images=True, dropout=False, batch_norm=True, benchmark_steps=3, sweep_steps=2,
     ),
     "mlp": ModelSpec(
-        label="MLP",
-        title="a multilayer perceptron",
+        label="MLP", title="a multilayer perceptron", colour="#D55E00",
         layers="hidden layers of {}, {} and {} units".format(*MLP_WIDTHS),
-        colour="#D55E00",
     ),
     "cnn": ModelSpec(
-        label="CNN",
-        title="a small convolutional network",
-        layers=f"two convolutions with {CNN_CHANNELS[0]} and {CNN_CHANNELS[1]} channels, each followed by pooling, "
-        f"and a hidden layer of {CNN_WIDTH} units",
-        colour="#009E73",
+        label="CNN", title="a small convolutional network", colour="#009E73",
+        layers="two convolutions with {} and {} channels, each followed by pooling, ".format(*CNN_CHANNELS)
+        + f"and a hidden layer of {CNN_WIDTH} units",
     ),
-}
+}  # fmt: skip
 
 DATASETS = {
     "digits": DatasetSpec(
-        title="the handwritten digits of scikit-learn",
-        source="alpaydin1998",
-        images=(1437, 360),
-        grey=True,
+        title="the handwritten digits of scikit-learn", source="alpaydin1998", images=(1437, 360), grey=True,
         mirror_keeps_class=False,
     ),
     "mnist": DatasetSpec(
-        title="MNIST",
-        source="lecun1998",
-        images=(60_000, 10_000),
-        folder="MNIST",
-        grey=True,
+        title="MNIST", source="lecun1998", images=(60_000, 10_000), folder="MNIST/raw", grey=True,
         mirror_keeps_class=False,
     ),
     "cifar10": DatasetSpec(
-        title="CIFAR-10", source="krizhevsky2009", images=(50_000, 10_000), folder="cifar-10-batches-py"
+        title="CIFAR-10", source="krizhevsky2009", images=(50_000, 10_000), folder="cifar-10-batches-py",
     ),
     "imagefolder": DatasetSpec(title="a folder of images"),
-}
+}  # fmt: skip

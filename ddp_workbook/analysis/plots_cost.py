@@ -9,19 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from ddp_workbook.analysis.costmodel import (
-    Link,
-    ModelCosts,
-    amdahl,
-    bytes_moved,
-    exposed,
-    fit_link,
-    gustafson,
-    is_settled,
-    measured_speedup,
-    serial_share,
-    summed_collectives,
-)
+from ddp_workbook.analysis import costmodel
+from ddp_workbook.analysis.costmodel import SETTLED_WIDTH, Link, ModelCosts, fit_link, is_settled, measured_speedup
 from ddp_workbook.analysis.plots import BLUE, GREEN, GREY, ORANGE, error_bars, new_figure, scaled
 from ddp_workbook.analysis.statistics import mean_interval
 from ddp_workbook.records.timing import AllReduceBenchmark, BatchSweep, Interval, StepBreakdown, Timeline
@@ -40,11 +29,11 @@ def step_breakdown(record: StepBreakdown) -> Figure:
             value = 1000 * float(np.median([getattr(step, part) for rank in ranks for step in rank]))
             ax.barh(row, value, left=left, color=colour, label=part if row == 0 else None)
             left += value
-    summed = 1000 * summed_collectives(record)
+    summed = 1000 * costmodel.summed_collectives(record)
     ax.barh(2, summed, color=GREY, hatch="///", edgecolor="white", label="collectives, summed")
     ax.set_title(
         f"{record.recipe}, {record.processes} processes x {record.threads} thread(s), batch {record.config.batch_size} "
-        f"each: exposed {exposed(record).text('.2f', scale=1000)} ms",
+        f"each: exposed {costmodel.exposed(record).text('.2f', scale=1000)} ms",
         fontsize=9,
     )
     ax.set(yticks=range(3), xlabel="milliseconds (median over steps and ranks)")
@@ -104,7 +93,7 @@ def all_reduce_fit(measured: AllReduceBenchmark) -> Figure:
     times.set_title(f"All-reduce among {measured.processes} processes")
     times.legend(fontsize=8)
     counts = np.arange(1, 17)
-    volume.plot(counts, [bytes_moved(1, int(n)) for n in counts], "o-", color=BLUE, markersize=4)
+    volume.plot(counts, [costmodel.bytes_moved(1, int(n)) for n in counts], "o-", color=BLUE, markersize=4)
     volume.axhline(2, color=GREY, linestyle="--", linewidth=1)
     volume.set_xticks(range(2, 17, 2))
     volume.set(xlabel="processes N", ylabel="bytes sent by each, per byte reduced", ylim=(0, 2.2))
@@ -115,7 +104,7 @@ def all_reduce_fit(measured: AllReduceBenchmark) -> Figure:
 def pay_map(sweep: BatchSweep) -> Figure:
     """Predicted speedup over one process on all cores by batch size and model (field); measured points on it.
 
-    Each point has its interval. One whose interval is too wide to be read as a number is drawn without a colour.
+    Each point has its interval. One that is not settled is drawn in grey and does not count for the colour scale.
     """
     figure, axes = new_figure(1, 1, 9, 1.4 + 0.9 * len(sweep.models))
     ax, link = axes[0, 0], fit_link(sweep.all_reduce)
@@ -142,7 +131,7 @@ def pay_map(sweep: BatchSweep) -> Figure:
     ax.grid(False)
     title = f"{sweep.processes} processes over one process on all cores: predicted (field), measured (circles)"
     if len(settled) < len(points):
-        title += "\ncircles without colour: not settled, the interval is wider than the speedup can be read"
+        title += f"\ngrey circles are not settled: their interval is wider than {SETTLED_WIDTH:.0%} of the value"
     ax.set_title(title, fontsize=10)
     figure.colorbar(colours, ax=ax, label="speedup (1 = no gain)")
     return figure
@@ -154,7 +143,7 @@ def _draw_point(ax: Axes, batch: int, row: int, speedup: Interval, settled: bool
     if settled:
         ax.scatter(batch, row, c=[speedup.value], cmap="PuOr", norm=norm, edgecolor="black", **style)
     else:
-        ax.scatter(batch, row, c="white", edgecolor="black", linestyle="--", **style)
+        ax.scatter(batch, row, c="#DDDDDD", edgecolor="black", linestyle="--", **style)
     dark = settled and abs(norm(speedup.value) - 0.5) > 0.3  # both ends of the colour map are dark
     ink = {"color": "white" if dark else "black", "ha": "center", "zorder": 4}
     ax.text(batch, row, f"{speedup.value:.2f}", fontsize=8, va="bottom", **ink)
@@ -188,11 +177,13 @@ def predicted_on_network(costs: ModelCosts, batch: int, link: Link, processes: i
     fitting = counts[counts <= batch]  # a machine must get at least one image
     strong = [costs.speedup_on_network(batch, int(count), link) for count in fitting]
     weak = [costs.weak_speedup_on_network(batch, int(count), link) for count in counts]
-    share = serial_share(costs, batch)
+    share = costmodel.serial_share(costs, batch)
     ax.plot(fitting, strong, color=ORANGE, label="strong scaling, predicted")
     ax.plot(counts, weak, color=BLUE, label="weak scaling (batch grows), predicted")
-    ax.plot(counts, amdahl(share, counts), color=ORANGE, linestyle=":", label=f"Amdahl, serial share {share:.1%}")
-    ax.plot(counts, gustafson(share, counts), color=BLUE, linestyle=":", label="Gustafson, same share")
+    ax.plot(
+        counts, costmodel.amdahl(share, counts), color=ORANGE, linestyle=":", label=f"Amdahl, serial share {share:.1%}"
+    )
+    ax.plot(counts, costmodel.gustafson(share, counts), color=BLUE, linestyle=":", label="Gustafson, same share")
     ax.plot(counts, counts, color=GREY, linestyle="--", linewidth=1, label="ideal")
     _log_axes(ax, processes, min(strong))
     ax.set_title(title, fontsize=10)

@@ -72,25 +72,21 @@ def _draw_rates(ax: Axes, x: float, configuration: Configuration) -> None:
     ax.text(x + 0.24, median.value, f"{median.value:.0f}", va="center", fontsize=8)
 
 
-def _mark_oversubscribed(ax: Axes, record: BenchmarkRecord) -> None:
-    """Shade the process counts that have to share cores."""
-    cores, most = record.environment.cores, max(_counts(record))
-    if record.environment.device == "cpu" and most > cores:
-        ax.axvspan(cores * 2**0.5, most * 2**0.25, color=GREY, alpha=0.12, linewidth=0)
-        ax.text(most * 2**0.2, 0.02, "oversubscribed", transform=ax.get_xaxis_transform(), fontsize=8, ha="right")
-
-
 def _counts(record: BenchmarkRecord) -> list[int]:
     """The process counts of the distributed configurations."""
     return [run.processes for run in record.by_role("distributed")]
 
 
 def _process_axis(ax: Axes, record: BenchmarkRecord) -> None:
+    """Axis of process counts, with those shaded that share cores; title and legend."""
     counts = [1, *_counts(record)]
     ax.set_xscale("log", base=2)
     ax.set(xticks=counts, xticklabels=counts, xlabel="processes", xlim=(2**-0.25, max(counts) * 2**0.25))
     ax.minorticks_off()
-    _mark_oversubscribed(ax, record)
+    cores, most = record.environment.cores, max(counts)
+    if record.environment.device == "cpu" and most > cores:
+        ax.axvspan(cores * 2**0.5, most * 2**0.25, color=GREY, alpha=0.12, linewidth=0)
+        ax.text(most * 2**0.2, 0.02, "oversubscribed", transform=ax.get_xaxis_transform(), fontsize=8, ha="right")
     ax.set_title(f"{record.recipe}, {record.scaling} scaling, {spread_words(record.rounds)}")
     ax.set_ylim(0, None)
     ax.legend(fontsize=8)

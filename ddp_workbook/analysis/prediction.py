@@ -39,14 +39,11 @@ def cost_table(
     for count in (2**power for power in range(int(math.log2(processes)) + 1)):
         if count > batch:
             break  # a machine must get at least one image of the batch
+        speedup = costs.speedup_on_network(batch, count, link)
         step = predict_step(costs.serial, batch / count, link, count)
-        row = {
-            "step (ms)": 1000 * step,
-            "speedup": costs.speedup_on_network(batch, count, link),
-            "efficiency (%)": 100 * costs.speedup_on_network(batch, count, link) / count,
-            "hours": steps * step / 3600,
-        }
-        rows[count] = row if price is None else row | {"cost": count * price * steps * step / 3600}
+        hours = steps * step / 3600
+        row = {"step (ms)": 1000 * step, "speedup": speedup, "efficiency (%)": 100 * speedup / count, "hours": hours}
+        rows[count] = row if price is None else row | {"cost": count * price * hours}
     return pd.DataFrame(rows).T.rename_axis("machines")
 
 

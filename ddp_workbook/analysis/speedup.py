@@ -93,7 +93,7 @@ def upper_bound_shares(record: BenchmarkRecord) -> dict[str, Interval]:
 
 def require_comparable(baseline: RunRecord, distributed: RunRecord) -> None:
     """Raise InputError, naming the field, when two runs differ in more than how the work was split."""
-    checks = []
+    checks = [("recipe", baseline.recipe, distributed.recipe)]
     for part, names in (
         ("dataset", ("name", "fingerprint", "train_images", "test_images", "classes")),
         ("environment", HARDWARE),

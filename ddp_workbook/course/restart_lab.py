@@ -15,12 +15,13 @@ from pathlib import Path
 import psutil
 import torch
 from matplotlib.figure import Figure
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from ddp_workbook.analysis.plots import BLUE, GREY, ORANGE, new_figure
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.distributed.launch import torchrun
-from ddp_workbook.distributed.process_group import World, read_world
-from ddp_workbook.flags import to_flags
+from ddp_workbook.distributed.process_group import LostConnection, World, read_world
+from ddp_workbook.flags import parse_run, to_flags
 from ddp_workbook.runs.checkpoint import model_path, read_checkpoint
 from ddp_workbook.training.state import TrainingState
 
@@ -90,7 +91,7 @@ def read_timeline(log: Path, started: float, seconds: float) -> Timeline:
         if event["event"] == "epoch":
             timeline.epochs.append((when, event["epoch"]))
         else:
-            timeline.events[_words(event)] = when
+            timeline.events.setdefault(_words(event), when)  # the first of several ranks that notice
     return timeline
 
 
@@ -131,18 +132,20 @@ def plot_timelines(disturbed: Timeline, undisturbed: Timeline) -> Figure:
     return figure
 
 
+@record  # torchrun then shows the error of the rank that failed first
 def main() -> None:
     """One rank of the run; the arguments are the event log, kill_after, and flags of distributed_train.py."""
     sys.path.insert(0, "")  # the folder that the run was started in, with distributed_train.py
     import distributed_train
 
     path, kill_after, *flags = sys.argv[1:]
-    log = EventLog(Path(path), read_world(), int(kill_after))
+    config, options = parse_run(flags, __doc__)
+    world = read_world()
+    log = EventLog(Path(path), world, int(kill_after))
     try:
-        distributed_train.main(flags, [log])
-    except SystemExit as end:
-        if end.code == 1:  # the exit code for a lost connection
-            log.log("lost")
+        distributed_train.run(config, options, world, [log])
+    except LostConnection:
+        log.log("lost")  # at once: torchrun is about to end this rank, too
         raise
 
 

@@ -85,16 +85,8 @@ def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
     own_group = (
         {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
     )
-    return subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        **own_group,
-    )
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8", "errors": "replace"}
+    return subprocess.Popen(command, env=environment, **output, **own_group)
 
 
 def _stop(process: subprocess.Popen) -> None:

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 
+from ddp_workbook import devices
 from ddp_workbook.config import TrainConfig
-from ddp_workbook.devices import (
-    Precision,
-    available_cores,
-    choose_device,
-    choose_precision,
-    choose_threads,
-    describe_environment,
-    set_threads,
-    synchronize,
-)
 from ddp_workbook.distributed.ddp import average_buffers, take_communication, unwrap
 from ddp_workbook.distributed.processes import MOST_PROCESSES
 from ddp_workbook.errors import InputError
@@ -39,8 +30,8 @@ MOST_LOSSES = 200  # kept of each training
 
 def probe(config: TrainConfig, device: torch.device) -> tuple[Interval, Interval]:
     """Images per second of the recipe's network, training and testing random images: median, slowest, fastest step."""
-    precision = Precision.of(config, device)
-    set_threads(config, local_processes=1)
+    precision = devices.Precision.of(config, device)
+    devices.set_threads(config, local_processes=1)
     model = build_model(config, classes=10).to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(model, config, processes=1)
     batch_size, size = config.batch_size, config.image_size
@@ -57,7 +48,7 @@ def _rates(step: Callable[[], object], images: int, device: torch.device) -> Int
     for number in range(2 + PROBE_STEPS):
         start = time.perf_counter()
         step()
-        synchronize(device)
+        devices.synchronize(device)
         if number >= 2:
             rates.append(images / (time.perf_counter() - start))
     return Interval(statistics.median(rates), min(rates), max(rates))
@@ -82,15 +73,22 @@ class Plan:
     def communicates(self) -> bool:
         return self.role != "no-communication"
 
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.processes, self.threads
+
+
+Pools = dict[tuple[int, int], WorkerPool]  # by processes and threads
+
 
 def plan_configurations(config: TrainConfig, process_counts: Sequence[int], scaling: str) -> list[Plan]:
     """The serial baselines, then for each process count the processes without and with communication.
 
     The serial batch is config.batch_size: strong scaling splits it, weak scaling gives all of it to every process.
     """
-    device, cores = choose_device(config.device, max(process_counts)), available_cores()
+    device, cores = devices.choose_device(config.device, max(process_counts)), devices.available_cores()
     if device.type != "cpu":
-        plans = [Plan("1 process", "serial", config, 1, choose_threads(config.threads, 1))]
+        plans = [Plan("1 process", "serial", config, 1, devices.choose_threads(config.threads, 1))]
     else:
         plans = [Plan("1 process, 1 thread", "serial", config, 1, 1)]
         if cores > 1:
@@ -104,7 +102,7 @@ def plan_configurations(config: TrainConfig, process_counts: Sequence[int], scal
                 f"count, or weak scaling, which gives every process the whole batch"
             )
         batch = config.batch_size // processes if scaling == "strong" else config.batch_size
-        threads = choose_threads(config.threads, processes)
+        threads = devices.choose_threads(config.threads, processes)
         name = f"{processes} processes, {threads} thread{'s' if threads > 1 else ''} each"
         if device.type == "cpu" and processes * threads > cores:
             name += ", oversubscribed"
@@ -129,7 +127,7 @@ def time_training(
     worker.barrier()
     start = time.perf_counter()
     outputs = [session.step() for _ in range(steps or session.loader.steps)]
-    synchronize(worker.device)
+    devices.synchronize(worker.device)
     seconds = time.perf_counter() - start
     take_communication(session.state.model)  # so that the meter's stamps do not pile up
     return seconds, torch.stack([torch.stack([output.loss for output in step]).mean() for step in outputs]).tolist()
@@ -152,36 +150,22 @@ def require_rounds(rounds: int) -> None:
         raise InputError(f"--repeats must be at least 2, not {rounds}: one measurement has no spread")
 
 
-class Pools:
-    """A worker pool for each size that the plans need, all alive at once."""
+@contextmanager
+def worker_pools(config: TrainConfig, plans: Sequence[Plan]) -> Iterator[Pools]:
+    """A worker pool for each number of processes and threads that the plans need, all alive at once."""
+    with ExitStack() as stack:
+        pools: Pools = {}
+        for plan in plans:
+            if plan.size not in pools:
+                pools[plan.size] = stack.enter_context(WorkerPool(plan.name, config, *plan.size))
+        yield pools
 
-    def __init__(self, config: TrainConfig, plans: Sequence[Plan]) -> None:
-        self.config, self.plans, self.stack = config, plans, ExitStack()
 
-    def __enter__(self) -> Pools:
-        self.pools: dict[tuple[int, int], WorkerPool] = {}
-        with self.stack:
-            for plan in self.plans:
-                size = (plan.processes, plan.threads)
-                if size not in self.pools:
-                    self.pools[size] = self.stack.enter_context(WorkerPool(plan.name, self.config, *size))
-            self.stack = self.stack.pop_all()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.stack.__exit__(*error)
-
-    def train(self, plan: Plan, steps: int | None, seed: int | None) -> tuple[float, list[float]]:
-        """(seconds of the slowest rank, loss of each step as the mean over the ranks)."""
-        answers = self._call(plan, time_training, plan.communicates, steps, seed)
-        losses = zip(*(losses for _, losses in answers), strict=True)
-        return max(seconds for seconds, _ in answers), [sum(values) / len(values) for values in losses]
-
-    def accuracy(self, plan: Plan) -> float:
-        return self._call(plan, measure_accuracy)[0]
-
-    def _call(self, plan: Plan, function: Callable, *arguments: object) -> list:
-        return self.pools[plan.processes, plan.threads].call(function, plan.config, *arguments)
+def _train(pools: Pools, plan: Plan, steps: int | None, seed: int | None) -> tuple[float, list[float]]:
+    """(seconds of the slowest rank, loss of each step as the mean over the ranks)."""
+    answers = pools[plan.size].call(time_training, plan.config, plan.communicates, steps, seed)
+    losses = zip(*(losses for _, losses in answers), strict=True)
+    return max(seconds for seconds, _ in answers), [sum(values) / len(values) for values in losses]
 
 
 def measure(
@@ -202,9 +186,9 @@ def measure(
     require_rounds(rounds)
     plans = plan_configurations(config, process_counts, scaling)
     record = earlier or empty_record(config, plans, steps, scaling)
-    with Pools(config, plans) as pools:
+    with worker_pools(config, plans) as pools:
         for plan in plans:
-            pools.train(plan, WARM_UP_STEPS, None)
+            _train(pools, plan, WARM_UP_STEPS, None)
         for number in range(record.rounds, rounds):
             record = _add_round(record, pools, plans, number, on_part)
             on_round(record)
@@ -221,12 +205,15 @@ def _add_round(
     for part in range(record.config.epochs if record.steps is None else 1):
         for i in [*range(first, len(plans)), *range(first)]:
             seed = record.config.seed + number if part == 0 else None
-            took, new = pools.train(plans[i], record.steps, seed)
+            took, new = _train(pools, plans[i], record.steps, seed)
             seconds[i] += took
             losses[i] += new
             on_part(plans[i].name, len(new) * plans[i].config.global_batch(plans[i].processes) / took)
-    tested = record.steps is None
-    accuracies = [[pools.accuracy(plan)] if tested and plan.communicates else [] for plan in plans]
+    tested = [record.steps is None and plan.communicates for plan in plans]
+    accuracies = [
+        pools[plan.size].call(measure_accuracy, plan.config)[:1] if test else []
+        for plan, test in zip(plans, tested, strict=True)
+    ]
     longer = [
         configuration.model_copy(
             update={
@@ -243,12 +230,12 @@ def _add_round(
 
 def empty_record(config: TrainConfig, plans: Sequence[Plan], steps: int | None, scaling: str) -> BenchmarkRecord:
     """A record without rounds."""
-    device = choose_device(config.device, max(plan.processes for plan in plans))
+    device = devices.choose_device(config.device, max(plan.processes for plan in plans))
     return BenchmarkRecord(
         recipe=config.recipe,
         config=config,
-        environment=describe_environment(device),
-        precision=choose_precision(config.precision, device),
+        environment=devices.describe_environment(device),
+        precision=devices.choose_precision(config.precision, device),
         scaling=scaling,
         steps=steps,
         configurations=[

@@ -9,7 +9,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -131,19 +131,12 @@ class WorkerPool:
             results: dict[Connection, Any] = {}
             while len(results) < len(self.pipes):
                 for pipe in wait([pipe for pipe in self.pipes if pipe not in results]):
-                    results[pipe] = pipe.recv()
-                    if isinstance(results[pipe], _Failure):  # the others may wait for this rank for ever
-                        raise LaunchError(f"{self.name!r}: {results[pipe].message}")
+                    works, results[pipe] = pipe.recv()
+                    if not works:  # the others may wait for this rank for ever
+                        raise LaunchError(f"{self.name!r}: {results[pipe]}")
         except (EOFError, OSError) as error:
             raise LaunchError(f"a process of {self.name!r} died; its own message is above") from error
         return [results[pipe] for pipe in self.pipes]
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """A worker's error on its way to the caller."""
-
-    message: str
 
 
 def _work(config: TrainConfig, world: World, store: str, pipe: Connection) -> None:
@@ -155,7 +148,7 @@ def _work(config: TrainConfig, world: World, store: str, pipe: Connection) -> No
         pipe.close()
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
-        pipe.send(_Failure(f"rank {world.rank}: {type(error).__name__}: {error}"))
+        pipe.send((False, f"rank {world.rank}: {type(error).__name__}: {error}"))
     gc.collect()
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -165,4 +158,4 @@ def _serve(config: TrainConfig, world: World, store: str, pipe: Connection) -> N
     worker = Worker(config, world, store)
     while True:
         function, arguments = pipe.recv()
-        pipe.send(function(worker, *arguments))
+        pipe.send((True, function(worker, *arguments)))

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 import typst
+from matplotlib.figure import Figure
 
 from ddp_workbook.analysis import plots, plots_speed
 from ddp_workbook.analysis.speedup import (
@@ -25,12 +26,12 @@ from ddp_workbook.records.course import CourseSummary
 from ddp_workbook.records.files import load_record, write_atomically
 from ddp_workbook.records.run import HistoryRecord, RunRecord, load_run
 from ddp_workbook.records.timing import BatchSweep, BenchmarkRecord, Interval, StepBreakdown
-from ddp_workbook.report import diagrams
-from ddp_workbook.report.costs import costs_content, draw_costs
+from ddp_workbook.report.costs import cost_figures, costs_content
 from ddp_workbook.report.members import TEAM_FILE, Team, load_team
 from ddp_workbook.specs import DATASETS, MODELS
 
 HERE = Path(__file__).resolve().parent
+PLAIN_NUMBERS = ("momentum", "weight_decay", "head_lr_scale", "label_smoothing")
 UNUSABLE = (
     ValueError,
     LookupError,
@@ -77,13 +78,14 @@ def _compile(
     (baseline, baseline_history), (distributed, distributed_history) = runs
     with tempfile.TemporaryDirectory(prefix="report-") as folder:
         root = Path(folder)
-        for name in ("report.typ", "layout.typ", "references.yml"):
+        for name in ("report.typ", "layout.typ", "diagrams.typ", "references.yml"):
             shutil.copy(HERE / name, root / name)
-        _draw(root, [baseline, distributed], [baseline_history, distributed_history], benchmark)
-        draw_costs(root, breakdown, sweep, benchmark)
+        figures = _figures([baseline, distributed], [baseline_history, distributed_history], benchmark)
+        for name, figure in (figures | cost_figures(breakdown, sweep, benchmark)).items():
+            (root / f"{name}.svg").write_bytes(plots.to_svg(figure))
         content = _content(team, baseline, distributed, benchmark, summary)
         content |= {"costs": costs_content(breakdown, sweep), "claims": claims_table(breakdown, sweep, benchmark)}
-        (root / "data.json").write_text(json.dumps(content), encoding="utf-8")
+        (root / "data.json").write_text(json.dumps(content, default=str), encoding="utf-8")
         return typst.compile(
             str(root / "report.typ"),
             root=str(root),
@@ -93,26 +95,21 @@ def _compile(
         )
 
 
-def _draw(root: Path, runs: list[RunRecord], histories: list[HistoryRecord], benchmark: BenchmarkRecord) -> None:
-    world = runs[1].world
-    figures = {
-        "architecture": diagrams.architecture(world.processes, world.backend or "none"),
-        "data_flow": diagrams.data_flow(world.processes),
+def _figures(runs: list[RunRecord], histories: list[HistoryRecord], benchmark: BenchmarkRecord) -> dict[str, Figure]:
+    return {
         "curves": plots.training_curves(histories),
         "comparison": plots.baseline_vs_distributed(runs, histories),
         "confusion": plots.confusion_matrices(runs),
         "per_class": plots.per_class_accuracy(runs),
         "speedup": plots_speed.speedup_analysis(benchmark),
     }
-    for name, figure in figures.items():
-        (root / f"{name}.svg").write_bytes(plots.to_svg(figure))
 
 
 def _content(
     team: Team, baseline: RunRecord, distributed: RunRecord, benchmark: BenchmarkRecord, summary: CourseSummary
 ) -> dict:
     """Everything that report.typ prints, as text: it neither computes nor rounds."""
-    config, world, machine = baseline.config, distributed.world, baseline.environment
+    config, machine = baseline.config, baseline.environment
     difference = accuracy_difference(baseline, distributed)
     return {
         "team": team.model_dump(),
@@ -120,33 +117,19 @@ def _content(
         "date": datetime.fromisoformat(distributed.finished_at).strftime("%d %B %Y").lstrip("0"),
         "dataset": _dataset(baseline),
         "model": {"name": config.model} | asdict(MODELS[config.model]),
-        "config": {
-            "epochs": config.epochs,
+        "config": asdict(config)
+        | {name: f"{getattr(config, name):g}" for name in PLAIN_NUMBERS}
+        | {
             "lr": f"{config.peak_lr(1):g}",
-            "augment": config.augment,
             "hard": config.augment or config.label_smoothing > 0 or config.dropout > 0,
-            "head_lr_scale": f"{config.head_lr_scale:g}",
-            "optimizer": config.optimizer,
             "dropout": _percent(config.dropout, 0),
-            "momentum": f"{config.momentum:g}",
-            "weight_decay": f"{config.weight_decay:g}",
-            "smoothing": f"{config.label_smoothing:g}",
-            "schedule": config.schedule,
             "warmup": _percent(config.warmup, 0),
-            "batch": config.batch_size,
             "batch_each": distributed.config.batch_size,
             "comm_hook": distributed.config.comm_hook,
             "parameters": f"{baseline.parameters:,}",
             "gradient_mib": f"{baseline.parameters * 4 / 2**20:.0f}",
         },
-        "world": {
-            "processes": world.processes,
-            "threads": world.threads_per_process,
-            "backend": world.backend,
-            "precision": world.precision,
-            "oversubscribed": world.oversubscribed,
-            "serial_threads": baseline.world.threads_per_process,
-        },
+        "world": distributed.world.model_dump() | {"serial_threads": baseline.world.threads_per_process},
         "environment": {
             "Processor": machine.cpu,
             "Cores": str(machine.cores),
@@ -168,7 +151,6 @@ def _content(
         "speedups": [
             {
                 "baseline": row.baseline,
-                "run": row.run,
                 "speedup": f"{row.speedup.value:.2f}",
                 "interval": f"{row.speedup.low:.2f} to {row.speedup.high:.2f}",
                 "efficiency": _percent(row.efficiency.value, 0),
@@ -184,9 +166,7 @@ def _content(
 
 def _dataset(run: RunRecord) -> dict:
     spec = DATASETS[run.dataset.name]
-    return {
-        "title": spec.title,
-        "source": spec.source,
+    return asdict(spec) | {
         "train": f"{run.dataset.train_images:,}",
         "test": f"{run.dataset.test_images:,}",
         "classes": len(run.dataset.classes),
@@ -201,11 +181,9 @@ def _run(run: RunRecord) -> dict:
         "accuracy": _percent(run.test_accuracy),
         "interval": f"{_percent(summary.accuracy.low)} to {_percent(summary.accuracy.high)}",
         "train_minutes": f"{run.train_seconds / 60:.1f}",
-        "evaluation_seconds": f"{run.evaluation_seconds:.0f}",
         "rate": f"{run.images_per_second:.0f}",
         "worst_class": summary.worst_class,
         "worst_accuracy": _percent(summary.worst_class_accuracy),
-        "memory": ", ".join(f"{size / 2**20:.0f}" for size in run.peak_memory_bytes),
         "commit": run.environment.git_commit or "unknown",
     }
 

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import statistics
-from pathlib import Path
 
-from ddp_workbook.analysis import plots, plots_cost
+from matplotlib.figure import Figure
+
+from ddp_workbook.analysis import plots_cost
 from ddp_workbook.analysis.costmodel import check_steps, exposed, fit_link, slowest, summed_collectives
 from ddp_workbook.analysis.speedup import over_all_cores
 from ddp_workbook.records.timing import BatchSweep, BenchmarkRecord, StepBreakdown
 from ddp_workbook.specs import MODELS
 
 
-def draw_costs(root: Path, breakdown: StepBreakdown, sweep: BatchSweep, benchmark: BenchmarkRecord) -> None:
-    """Write the figures as SVG into `root`."""
+def cost_figures(breakdown: StepBreakdown, sweep: BatchSweep, benchmark: BenchmarkRecord) -> dict[str, Figure]:
+    """The figures, by name."""
     batch = benchmark.by_role("serial")[0].global_batch
-    figures = {
+    return {
         "breakdown": plots_cost.step_breakdown(breakdown),
         "timeline": plots_cost.timeline(breakdown.timeline, f"One step of {breakdown.recipe} on rank 0"),
         "all_reduce": plots_cost.all_reduce_fit(sweep.all_reduce),
         "pay_map": plots_cost.pay_map(sweep),
         "predicted": plots_cost.predicted_here(sweep, batch, over_all_cores(benchmark)),
     }
-    for name, figure in figures.items():
-        (root / f"{name}.svg").write_bytes(plots.to_svg(figure))
 
 
 def costs_content(breakdown: StepBreakdown, sweep: BatchSweep) -> dict:

@@ -8,28 +8,15 @@ from datetime import UTC, datetime
 
 from torch import Tensor
 
+from ddp_workbook import devices
 from ddp_workbook.config import PATHS, TrainConfig, first_difference
-from ddp_workbook.devices import (
-    accelerator_peak_bytes,
-    available_cores,
-    choose_device,
-    choose_threads,
-    describe_environment,
-    peak_memory_bytes,
-)
 from ddp_workbook.distributed.collectives import from_main, gather_objects
 from ddp_workbook.distributed.ddp import unwrap
 from ddp_workbook.distributed.process_group import World
 from ddp_workbook.errors import InputError
 from ddp_workbook.records.files import lock, require_writable, save_record
 from ddp_workbook.records.run import HistoryRecord, RunKind, RunRecord, WorldInfo, load_run, record_paths
-from ddp_workbook.runs.checkpoint import (
-    checkpoint_folder,
-    has_seal,
-    model_path,
-    saved_checkpoints,
-    write_checkpoint,
-)
+from ddp_workbook.runs.checkpoint import checkpoint_folder, has_seal, model_path, saved_checkpoints, write_checkpoint
 from ddp_workbook.training.datasets import Dataset
 from ddp_workbook.training.loop import accuracy
 from ddp_workbook.training.models import count_parameters
@@ -92,7 +79,7 @@ def finished_run(config: TrainConfig, kind: RunKind, processes: int) -> tuple[Ru
         run, history = load_run(config.run_dir, kind)
     except InputError:
         return None
-    same_device = run.environment.device == choose_device(config.device, processes).type
+    same_device = run.environment.device == devices.choose_device(config.device, processes).type
     same = same_device and first_difference(run.config, config, PATHS | {"device"}) is None
     complete = run.world.processes == processes and has_seal(model_path(config, kind))
     return (run, history) if same and complete else None
@@ -105,50 +92,43 @@ def save_run(
 
     All ranks must call it, to report their memory; rank 0 writes. Returns the record on rank 0, None on the others.
     """
-    memory = gather_objects((peak_memory_bytes(), accelerator_peak_bytes(state.device)))
-    record = from_main(lambda: _write_run(state, confusion, data, config, world, backend, memory))
-    return record if world.is_main else None
-
-
-def _write_run(
-    state: TrainingState,
-    confusion: Tensor,
-    data: Dataset,
-    config: TrainConfig,
-    world: World,
-    backend: str,
-    memory: list[tuple[int, int | None]],
-) -> RunRecord:
-    history, model, threads = state.history, unwrap(state.model), choose_threads(config.threads, world.local_size)
+    memory = gather_objects((devices.peak_memory_bytes(), devices.accelerator_peak_bytes(state.device)))
+    history, model = state.history, unwrap(state.model)
+    threads = devices.choose_threads(config.threads, world.local_size)
     train_seconds = sum(epoch.train_seconds for epoch in history)
-    record = RunRecord(
-        kind=world.kind,
-        recipe=config.recipe,
-        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        config=config,
-        world=WorldInfo(
-            processes=world.size,
-            backend=backend if world.launched else None,
-            threads_per_process=threads,
-            oversubscribed=threads * world.local_size > available_cores(),
-            global_batch=config.global_batch(world.size),
-            precision=state.precision.name,
-        ),
-        environment=describe_environment(state.device),
-        dataset=data.info(),
-        parameters=count_parameters(model),
-        train_seconds=train_seconds,
-        evaluation_seconds=sum(epoch.evaluation_seconds for epoch in history),
-        images_per_second=sum(e.images_per_second * e.train_seconds for e in history) / train_seconds,
-        test_accuracy=accuracy(confusion),
-        test_loss=history[-1].test_loss,
-        peak_memory_bytes=[host for host, _ in memory],
-        accelerator_peak_bytes=[accelerator for _, accelerator in memory],
-        confusion=confusion.tolist(),
-    )
-    write_checkpoint(model_path(config, world.kind), config, data.fingerprint, model)
-    metrics, epochs = record_paths(config.run_dir, world.kind)
-    metrics.unlink(missing_ok=True)
-    save_record(HistoryRecord(kind=world.kind, recipe=config.recipe, epochs=history), epochs)
-    save_record(record, metrics)
-    return record
+
+    def write() -> RunRecord:
+        record = RunRecord(
+            kind=world.kind,
+            recipe=config.recipe,
+            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            config=config,
+            world=WorldInfo(
+                processes=world.size,
+                backend=backend if world.launched else None,
+                threads_per_process=threads,
+                oversubscribed=threads * world.local_size > devices.available_cores(),
+                global_batch=config.global_batch(world.size),
+                precision=state.precision.name,
+            ),
+            environment=devices.describe_environment(state.device),
+            dataset=data.info(),
+            parameters=count_parameters(model),
+            train_seconds=train_seconds,
+            evaluation_seconds=sum(epoch.evaluation_seconds for epoch in history),
+            images_per_second=sum(e.images_per_second * e.train_seconds for e in history) / train_seconds,
+            test_accuracy=accuracy(confusion),
+            test_loss=history[-1].test_loss,
+            peak_memory_bytes=[host for host, _ in memory],
+            accelerator_peak_bytes=[accelerator for _, accelerator in memory],
+            confusion=confusion.tolist(),
+        )
+        write_checkpoint(model_path(config, world.kind), config, data.fingerprint, model)
+        metrics, epochs = record_paths(config.run_dir, world.kind)
+        metrics.unlink(missing_ok=True)
+        save_record(HistoryRecord(kind=world.kind, recipe=config.recipe, epochs=history), epochs)
+        save_record(record, metrics)
+        return record
+
+    record = from_main(write)
+    return record if world.is_main else None

@@ -122,14 +122,12 @@ def _damaged_mnist(data_dir: Path) -> list[str]:
     """By content: torchvision knows the checksums of the packed files only."""
     from torchvision.datasets import MNIST
 
-    bad = []
-    for name, train, count in zip(("training set", "test set"), (True, False), DATASETS["mnist"].images, strict=True):
-        try:
+    bad = ["training set", "test set"]
+    for name, train, count in zip(tuple(bad), (True, False), DATASETS["mnist"].images, strict=True):
+        with suppress(Exception):  # torchvision reads a damaged file with asserts, numpy and struct
             part = MNIST(str(data_dir), train=train)
-            complete = len(part.targets) == count and _is_mnist(part)
-        except Exception:  # torchvision reads a damaged file with asserts, numpy and struct
-            complete = False
-        bad += [] if complete else [name]
+            if len(part.targets) == count and _is_mnist(part):
+                bad.remove(name)
     return bad
 
 

@@ -1,4 +1,4 @@
-"""Speedup, intervals and comparability against closed forms."""
+"""Speedup, efficiency and comparability against closed forms."""
 
 from dataclasses import replace
 
@@ -9,14 +9,15 @@ from helper_records import make_benchmark, make_run
 from ddp_workbook.analysis.speedup import (
     accuracy_difference,
     efficiency,
+    over_all_cores,
     require_comparable,
     speedup,
     speedup_table,
     upper_bound_shares,
+    verdict,
+    workers,
 )
-from ddp_workbook.analysis.statistics import mean_interval, median_interval, spread_words, wilson
 from ddp_workbook.errors import InputError
-from ddp_workbook.records.run import load_run
 from ddp_workbook.records.timing import Interval
 
 
@@ -26,51 +27,9 @@ def test_speedup_cancels_what_slows_the_whole_machine():
     assert (found.value, found.low, found.high) == pytest.approx((1.5, 1.5, 1.5))
 
 
-@pytest.mark.parametrize("n", [6, 7, 9, 15, 30])
-def test_median_interval_covers_the_truth_as_often_as_it_says(n):
-    """4,000 samples from a skewed distribution whose median is ln 2: at least 95 %, less three standard errors."""
-    draws = np.random.default_rng(0).exponential(size=(4000, n))
-    found = [median_interval(row) for row in draws]
-    hits = sum(one.low <= np.log(2) <= one.high for one in found)
-    assert hits / 4000 >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / 4000)
-
-
-def test_few_samples_get_their_range_and_say_so():
-    found = median_interval([3.0, 1.0, 2.0])
-    assert (found.value, found.low, found.high) == (2, 1, 3)
-    assert spread_words(5) == "range of 5"
-    assert spread_words(6) == "95 % interval"
-    found = median_interval(range(1, 10))  # P(X < 2) = 10 / 512 for n = 9: the second and the eighth
-    assert (found.low, found.high) == (2, 8)
-
-
-def test_mean_interval_is_the_normal_one_for_many_samples():
-    draws = np.random.default_rng(0).exponential(size=2000)
-    found, error = mean_interval(draws), draws.std(ddof=1) / np.sqrt(2000)
-    assert found.value == pytest.approx(draws.mean())
-    assert (found.low, found.high) == pytest.approx(
-        (draws.mean() - 1.96 * error, draws.mean() + 1.96 * error), rel=0.01
-    )
-    assert mean_interval(draws) == found  # drawn with a fixed seed: a table does not change when it is made again
-    assert mean_interval([2.0, 2.0]) == Interval(2.0, 2.0, 2.0)
-
-
 def test_efficiency_is_the_share_of_the_ideal():
     found = efficiency(Interval(1.5, 1.4, 1.6), workers=4, baseline_workers=2)
     assert (found.value, found.low, found.high) == pytest.approx((0.75, 0.7, 0.8))
-
-
-@pytest.mark.parametrize(("right", "n"), [(0, 10), (10, 10), (83, 100), (8260, 10_000)])
-def test_wilson_by_its_formula(right, n):
-    z, p = 1.959963984540054, right / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    reach = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    found = wilson(right, n)
-    assert (found.low, found.high) == pytest.approx((centre - reach, centre + reach), abs=1e-9)
-
-
-def test_wilson_of_nothing_knows_nothing():
-    assert (wilson(0, 0).low, wilson(0, 0).high) == (0.0, 1.0)
 
 
 def test_accuracy_difference_by_its_formula():
@@ -87,9 +46,32 @@ def test_speedup_table_names_its_baselines():
     assert [row.efficiency.value for row in rows] == pytest.approx([0.75, 0.9])
 
 
-def test_share_of_the_bound():
+def test_the_last_serial_configuration_has_all_cores():
+    [(processes, ratio)] = over_all_cores(make_benchmark())
+    assert (processes, ratio.value) == (2, pytest.approx(0.9))
+
+
+@pytest.mark.parametrize(
+    ("device", "accelerators", "processes", "threads", "expected"),
+    [("cpu", 0, 2, 1, 2), ("cpu", 0, 4, 2, 2), ("cuda", 4, 2, 8, 2), ("cuda", 1, 4, 1, 1), ("mps", 0, 1, 1, 1)],
+)
+def test_workers_are_cores_or_accelerators_that_are_there(device, accelerators, processes, threads, expected):
+    """The machine has two cores."""
+    benchmark = make_benchmark()
+    machine = benchmark.environment.model_copy(update={"device": device, "accelerator_count": accelerators})
+    run = benchmark.configurations[0].model_copy(update={"processes": processes, "threads": threads})
+    assert workers(run, machine) == expected
+
+
+def test_share_of_the_upper_bound():
     shares = upper_bound_shares(make_benchmark())
     assert {name: share.value for name, share in shares.items()} == {"2 processes, 1 thread each": pytest.approx(0.75)}
+
+
+def test_verdicts_follow_the_whole_interval():
+    assert verdict(Interval(1.2, 1.1, 1.3)) == "faster"
+    assert verdict(Interval(0.9, 0.8, 0.95)) == "slower"
+    assert verdict(Interval(1.1, 0.9, 1.3)) == "not distinguishable"
 
 
 def test_equal_runs_are_comparable():
@@ -111,6 +93,7 @@ def changed(run, part, **values):
         ("config", {"augment": False}),
         ("config", {"label_smoothing": 0.2}),
         ("config", {"schedule": "step"}),
+        ("config", {"base_batch_size": 32}),
         ("dataset", {"fingerprint": "1" * 64}),
         ("dataset", {"train_images": 801}),
         ("environment", {"cpu": "Another processor"}),
@@ -128,11 +111,13 @@ def test_a_difference_is_refused_by_name(part, values):
         require_comparable(make_run()[0], changed(make_run("distributed")[0], part, **values))
 
 
+@pytest.mark.parametrize(
+    "values", [{"batch_size": 8}, {"threads": 2}, {"comm_hook": "bf16"}, {"precision": "fp32"}, {"tensorboard": True}]
+)
+def test_how_the_work_was_split_and_sent_may_differ(values):
+    require_comparable(make_run()[0], changed(make_run("distributed")[0], "config", **values))
+
+
 def test_another_recipe_is_refused():
     with pytest.raises(InputError, match="recipe is 'resnet50-digits' in the baseline and 'other'"):
         require_comparable(make_run()[0], make_run("distributed")[0].model_copy(update={"recipe": "other"}))
-
-
-def test_missing_results_say_so(tmp_path):
-    with pytest.raises(InputError, match=r"baseline_metrics.json does not exist; the run that makes it"):
-        load_run(tmp_path, "baseline")

@@ -9,10 +9,10 @@ import psutil
 import pytest
 import torch
 from conftest import ROOT, needs_real_data
-from ddp_workbook.course.doctor import Finding, describe, examine
 
 from ddp_workbook import cli
 from ddp_workbook.course import doctor
+from ddp_workbook.course.doctor import Finding, describe, examine
 from ddp_workbook.errors import InputError
 
 Usage = collections.namedtuple("Usage", "free")

@@ -1,43 +1,166 @@
-"""What is read off a run that loses a rank. Notebook 03, which the course test runs, kills a real one."""
+"""The restart lab: what its ranks log, when one of them is killed, and a real run that loses a rank."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import psutil
-from ddp_workbook.elastic import Observer
+import pytest
+import torch
+from conftest import ROOT
+
+from ddp_workbook.course.restart_lab import (
+    EventLog,
+    Timeline,
+    plot_timelines,
+    read_timeline,
+    run_logged,
+    same_weights,
+)
+from ddp_workbook.distributed.process_group import World
+from ddp_workbook.recipes import RECIPES
+
+EPOCHS, STEPS = 3, 11
+LAST = World(1, 2, 1, 2, launched=True)
+MAIN = replace(LAST, rank=0, local_rank=0)
 
 
-class Rank:
-    """A process as psutil shows it."""
-
-    killed: list = []  # noqa: RUF012
-
-    def __init__(self, rank):
-        self.rank = rank
-
-    def environ(self):
-        return {} if self.rank is None else {"RANK": str(self.rank)}
-
-    def kill(self):
-        self.killed.append(self.rank)
+class Killed(BaseException):
+    """Stands for the end of this process."""
 
 
-def test_the_last_rank_is_killed_once_and_what_follows_is_told(monkeypatch):
-    monkeypatch.setattr(
-        psutil, "Process", lambda: type("Me", (), {"children": lambda *_, **__: map(Rank, [None, 0, 1])})
+@pytest.fixture
+def killable(monkeypatch):
+    """psutil kills nothing; the process that would be killed is raised."""
+
+    def kill(process):
+        raise Killed(process.pid)
+
+    monkeypatch.setattr(psutil.Process, "kill", kill)
+
+
+def train(log, epoch=0, step=0):
+    """What fit() calls from this epoch and step on; where the rank was killed, None when it was not."""
+    for number in range(epoch, EPOCHS):
+        for done in range(step + 1 if number == epoch else 1, STEPS + 1):
+            partial = SimpleNamespace(step=done)
+            try:
+                log.after_step(SimpleNamespace(epoch=number, partial=partial, steps_per_epoch=STEPS))
+            except Killed as kill:
+                assert kill.args == (psutil.Process().pid,)
+                return number, done
+        log.after_epoch(SimpleNamespace(epoch=number + 1))
+    return None
+
+
+def logged(path):
+    """The events without their time."""
+    events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [{name: value for name, value in event.items() if name != "time"} for event in events]
+
+
+@pytest.mark.parametrize(
+    ("world", "kill_after", "killed"),
+    [
+        (LAST, 1, (1, 5)),  # in the middle of the second epoch, and no later
+        (LAST, 2, (2, 5)),
+        (LAST, 0, None),
+        (MAIN, 1, None),
+        (replace(LAST, restarts=1), 1, None),
+        (World(1, 3, 1, 3, launched=True), 1, None),  # not the last of three
+        (World(2, 3, 2, 3, launched=True), 1, (1, 5)),
+    ],
+)
+def test_only_the_last_rank_is_killed_and_only_before_a_restart(killable, tmp_path, world, kill_after, killed):
+    path = tmp_path / "events"
+    assert train(EventLog(path, world, kill_after)) == killed
+    assert ({"event": "killed", "rank": world.rank} in logged(path)) == (killed is not None)
+
+
+def test_the_main_rank_logs_epochs(killable, tmp_path):
+    for world in (MAIN, LAST):
+        train(EventLog(tmp_path / "events", world, kill_after=0))
+    assert logged(tmp_path / "events") == [{"event": "epoch", "rank": 0, "epoch": epoch} for epoch in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("place", [(1, 8), (1, 0), (0, 0)])
+def test_after_a_restart_the_main_rank_logs_once_where_it_resumed(killable, tmp_path, place):
+    for world in (MAIN, LAST):
+        train(EventLog(tmp_path / "events", replace(world, restarts=1), kill_after=1), *place)
+    epoch, step = place
+    first, *others = logged(tmp_path / "events")
+    assert first == {"event": "restarted", "rank": 0, "epoch": epoch, "step": step}
+    assert [event["event"] for event in others] == ["epoch"] * (EPOCHS - epoch)
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ((1, 8), "restarted, resuming after step 8 of epoch 2"),
+        ((1, 0), "restarted, resuming after epoch 1"),
+        ((0, 4), "restarted, resuming after step 4 of epoch 1"),
+        ((0, 0), "restarted without a checkpoint"),
+    ],
+)
+def test_a_timeline_is_read_from_the_events(tmp_path, place, words):
+    events = [
+        {"event": "epoch", "time": 101.5, "rank": 0, "epoch": 1},
+        {"event": "killed", "time": 102.0, "rank": 2},
+        {"event": "lost", "time": 102.25, "rank": 0},
+        {"event": "lost", "time": 102.5, "rank": 1},
+        {"event": "restarted", "time": 105.0, "rank": 0, "epoch": place[0], "step": place[1]},
+        {"event": "epoch", "time": 106.0, "rank": 0, "epoch": 1},
+        {"event": "epoch", "time": 107.0, "rank": 0, "epoch": 2},
+    ]
+    (tmp_path / "events").write_text("".join(json.dumps(event) + "\n" for event in events))
+    timeline = read_timeline(tmp_path / "events", started=100.0, seconds=8.0)
+    assert timeline == Timeline(
+        8.0, [(1.5, 1), (6.0, 1), (7.0, 2)], {"killed": 2.0, "the other rank notices": 2.25, words: 5.0}
     )
-    Rank.killed.clear()
-    observer = Observer(kill_after=2)
-    for line in (
-        "no checkpoint of an interrupted run in x: starting afresh",  # before the kill: of no interest
-        "epoch  1/4  loss 2.0",
-        "epoch  2/4  loss 1.9",
-        "distributed_train.py: rank 0 of 2 lost contact with another rank",
-        "going on after step 10 of epoch 2, from x",
-        "epoch  2/4  loss 1.9",
-        "epoch  3/4  loss 1.8",
-    ):
-        observer.on_line(line)
-    assert Rank.killed == [1]
-    assert [epoch for _, epoch in observer.life.epochs] == [1, 2, 2, 3]
-    assert list(observer.life.events) == [
-        "killed", "the other rank notices", "restarted, going on after step 10 of epoch 2",
+    assert list(timeline.events) == ["killed", "the other rank notices", words]
+
+
+def test_weights_are_compared_bit_for_bit():
+    weights = {"a": torch.ones(3), "b": torch.zeros(2)}
+    assert same_weights(weights, {name: value.clone() for name, value in weights.items()})
+    assert not same_weights(weights, weights | {"b": torch.tensor([0.0, 1e-45])})
+    assert not same_weights(weights, {"a": weights["a"]})
+
+
+def test_the_figure_shows_epochs_and_events():
+    disturbed = Timeline(8.0, [(1.5, 1), (7.0, 2)], {"killed": 2.0, "the other rank notices": 2.25})
+    undisturbed = Timeline(3.0, [(1.25, 1), (2.5, 2)])
+    [ax] = plot_timelines(disturbed, undisturbed).axes
+    steps = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in ax.get_lines()[:2]}
+    assert steps == {"undisturbed": undisturbed.epochs, "one rank killed": disturbed.epochs}
+    assert [text.get_text().strip() for text in ax.texts] == ["killed, 2.0 s", "the other rank notices, 2.2 s"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two processes: an undisturbed run, and one whose rank 1 is killed in the second of two epochs."""
+    config = replace(RECIPES["mlp-digits"], epochs=2, device="cpu", threads=1)
+    folder = tmp_path_factory.mktemp("restart")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return [run_logged(config, 2, folder / str(after), every=5, kill_after=after) for after in (0, 1)]
+
+
+def test_a_real_run_survives_the_death_of_a_rank(runs):
+    """22 steps an epoch: rank 1 dies after step 11 of epoch 2, and the last checkpoint is 30 steps from the start."""
+    (quiet, _), (disturbed, _) = runs
+    assert list(quiet.events) == []
+    assert [epoch for _, epoch in quiet.epochs] == [1, 2]
+    assert list(disturbed.events) == [
+        "killed", "the other rank notices", "restarted, resuming after step 8 of epoch 2",
     ]  # fmt: skip
-    assert sorted(observer.life.events.values()) == list(observer.life.events.values())
+    assert [epoch for _, epoch in disturbed.epochs] == [1, 2]
+    (first, _), (last, _) = disturbed.epochs
+    times = [0.0, first, *disturbed.events.values(), last, disturbed.seconds]
+    assert times == sorted(times)
+
+
+def test_a_restarted_run_ends_with_the_weights_of_the_undisturbed_one(runs):
+    (_, undisturbed), (_, disturbed) = runs
+    assert len(undisturbed) > 4
+    assert same_weights(undisturbed, disturbed)

@@ -3,17 +3,20 @@
 import json
 import re
 import shutil
+import time
 import tomllib
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 from conftest import ROOT
-from ddp_workbook.records.files import load_record
-from ddp_workbook.course.runner import COURSE, NotebookError, parameters_of, run_course, run_notebook, stale_reason
-from ddp_workbook.records.course import CourseSummary, NotebookTimes
 from pypdf import PdfReader
 
+from ddp_workbook.course import runner
+from ddp_workbook.course.runner import COURSE, NotebookError, parameters_of, run_course, run_notebook, stale_reason
 from ddp_workbook.errors import InputError
+from ddp_workbook.records.course import CourseSummary, NotebookTimes
+from ddp_workbook.records.files import load_record
 
 WRITTEN = [
     "baseline_metrics.json", "baseline_history.json", "distributed_metrics.json", "distributed_history.json",
@@ -91,6 +94,45 @@ def test_a_failing_cell_is_reported_and_the_notebook_kept(tmp_path):
     with pytest.raises(NotebookError, match=r"n\.ipynb failed: ZeroDivisionError: division by zero"):
         run_notebook(path, tmp_path / "out.ipynb", {}, started=0)
     assert "so far" in (tmp_path / "out.ipynb").read_text()
+
+
+def test_the_runner_shows_cells_and_what_slow_ones_print(tmp_path, monkeypatch, capsys):
+    path = small_notebook(tmp_path, "A = 1", "print('one')\n2 + 2", "print('two')\nprint()\nprint('10 %\\r20 %')")
+    for seconds, expected in ((1000, []), (0, ["        one", "        two"])):
+        monkeypatch.setattr(runner, "SECONDS_WITHOUT_OUTPUT", seconds)
+        run_notebook(path, tmp_path / "out.ipynb", {}, started=time.monotonic())
+        lines = [re.sub(r"^\[ 0:\d\d\]", "[ m:ss]", line) for line in capsys.readouterr().out.splitlines()]
+        cells = [
+            f"[ m:ss] n  cell {i}/3  {first}" for i, first in enumerate(("A = 1", "print('one')", "print('two')"), 1)
+        ]
+        assert [line for line in lines if line.startswith("[")] == cells
+        assert [line for line in lines if not line.startswith("[")] == expected
+    assert lines.index(cells[1]) < lines.index("        one") < lines.index(cells[2])
+
+
+def test_a_cell_is_slow_from_its_own_start(tmp_path, monkeypatch, capsys):
+    """The clock stands where the test sets it; messages are those that a kernel sends."""
+    notebook = nbformat.read(small_notebook(tmp_path, "A = 1", "B = 2"), as_version=4)
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(runner.time, "monotonic", lambda: clock.now)
+    client = runner._Client(notebook, "n", 40.0, tmp_path)
+
+    def message(index, seconds, text, name="stdout"):
+        clock.now += seconds
+        content = {"name": name, "text": text}
+        client.process_message({"msg_type": "stream", "header": {}, "content": content}, notebook.cells[index], index)
+
+    client.on_cell_start(notebook.cells[0], 0)
+    message(0, 5, "too early\n")
+    message(0, 0.1, "late\n")
+    message(0, 0.1, "a warning\n", name="stderr")
+    client.on_cell_start(notebook.cells[1], 1)
+    message(1, 4.9, "too early\n")
+    assert capsys.readouterr().out.splitlines() == [
+        "[ 1:00] n  cell 1/2  A = 1",
+        "        late",
+        "[ 1:05] n  cell 2/2  B = 2",
+    ]
 
 
 def test_outputs_that_are_not_of_the_present_cells_are_found(tmp_path):

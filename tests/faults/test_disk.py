@@ -5,11 +5,12 @@ import shutil
 import subprocess
 import sys
 
+import matplotlib.pyplot as plt
 import pytest
 from conftest import ROOT
 from helper_bad_invocations import finish_course
 
-from ddp_workbook import plots
+from ddp_workbook.analysis import plots
 from ddp_workbook.errors import InputError
 from ddp_workbook.report.build import build_report
 
@@ -42,7 +43,7 @@ def test_a_figure_on_a_full_disk(small):
     fill(small)
     with pytest.raises(InputError, match=r"cannot write .*figure.png \(No space left on device\)"):
         plots.save_png(figure, small / "figure.png")
-    plots.close(figure)
+    plt.close(figure)
     assert (small / "figure.png").read_bytes() == earlier
     assert sorted(path.name for path in small.iterdir()) == ["ballast", "figure.png"]
 

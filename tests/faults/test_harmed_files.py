@@ -1,4 +1,4 @@
-"""Checkpoints cut and altered at random, disks that are full, and exactness where it takes long to show."""
+"""Checkpoints corrupted at random, disks that are full, and exactness where it takes long to show."""
 
 import os
 import random
@@ -9,14 +9,24 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import ROOT, make_data, run_on_ranks
+from helper_interrupted_runs import (
+    RUNS,
+    SMALL,
+    compare_resumed,
+    in_folder,
+    same,
+    stop_early,
+    train,
+    use_tiny_model_and_check_every_step,
+)
 from helper_records import make_run
-from ddp_workbook.records.files import save_record, write_atomically
-from ddp_workbook.runs.checkpoint import read_checkpoint, checkpoint_folder, saved_checkpoints
-from ddp_workbook.runs.resume import newest_complete
-from helper_interrupted_runs import RUNS, SMALL, be_small_and_attentive, both_ways, in_folder, outcome, same, stop_early, train
 
-from ddp_workbook import plots
+from ddp_workbook.analysis import plots
 from ddp_workbook.errors import InputError
+from ddp_workbook.records.files import save_record, write_atomically
+from ddp_workbook.runs import stopping
+from ddp_workbook.runs.checkpoint import checkpoint_folder, read_checkpoint, saved_checkpoints
+from ddp_workbook.runs.resume import newest_complete
 
 DRAWS = random.Random(int(os.environ.get("FAULT_SEED", "0")))
 
@@ -25,45 +35,42 @@ def tries(number):
     return range(1, int(os.environ.get("FAULT_TRIES", number)) + 1)
 
 
-def test_every_harmed_checkpoint_is_recognised(tmp_path, monkeypatch):
-    """Cut at a random length or with one byte changed; the one before it is used, and every tenth time run from."""
-    be_small_and_attentive(monkeypatch)
+def test_every_corrupt_checkpoint_is_recognized(tmp_path, monkeypatch):
+    """Truncated at a random length or with one byte changed: the previous one is used, and a run resumes from it."""
+    use_tiny_model_and_check_every_step(monkeypatch.setattr)
     config = stop_early(tmp_path)
     folder = checkpoint_folder(config, "baseline")
-    newest, before = saved_checkpoints(folder)
-    whole, expected = newest.read_bytes(), read_checkpoint(before)
-    recognised = 0
+    newest, previous = saved_checkpoints(folder)
+    complete, expected = newest.read_bytes(), read_checkpoint(previous)
+    recognized = 0
     for attempt in tries(200):
-        place = DRAWS.randrange(len(whole))
-        other = whole[place] ^ DRAWS.randrange(1, 256)
-        newest.write_bytes(whole[:place] if attempt % 2 else whole[:place] + bytes([other]) + whole[place + 1 :])
-        said = []
-        path, content = newest_complete(folder, said.append)
-        recognised += path == before and same(content["model"], expected["model"]) and "torn or altered" in said[0]
-    print(f"\nharmed {attempt}: {recognised} recognised, and the one before them used")
-    assert recognised == attempt
-    plain = in_folder(config, tmp_path / "plain")
-    assert train(plain, make_data())
-    assert train(config, make_data(), resume=True)
-    assert same(outcome(plain), outcome(config))
+        place = DRAWS.randrange(len(complete))
+        other = complete[place] ^ DRAWS.randrange(1, 256)
+        changed = complete[:place] + bytes([other]) + complete[place + 1 :]
+        newest.write_bytes(complete[:place] if attempt % 2 else changed)
+        lines = []
+        path, content = newest_complete(folder, lines.append)
+        named = len(lines) == 1 and (f"{newest} is truncated" in lines[0] or f"{newest} is corrupt" in lines[0])
+        recognized += path == previous and same(content["model"], expected["model"]) and named
+    print(f"\ncorrupted {attempt}: {recognized} recognized, and the previous one used")
+    assert recognized == attempt
+    expected = train(in_folder(config, tmp_path / "uninterrupted"), make_data())
+    assert same(expected, train(config, make_data(), resume=True))
 
 
-def test_three_ranks_go_on_exactly(tmp_path):
+def test_three_ranks_resume_exactly(tmp_path):
     """From three on, a value's place in DDP's buckets decides the order of its sum, and so its last bit."""
     expected = {name: (f"step-{at:06d}", True) for name, at in zip(RUNS, (4, 3, 2), strict=True)}
-    assert run_on_ranks(both_ways, 3, 3, tmp_path) == [expected] * 3
+    assert run_on_ranks(compare_resumed, 3, 3, tmp_path) == [expected] * 3
 
 
-def test_a_resnet_goes_on_exactly(tmp_path, monkeypatch):
-    from ddp_workbook import watch
-
-    monkeypatch.setattr(watch, "SECONDS_BETWEEN", 0)
+def test_a_resnet_resumes_exactly(tmp_path, monkeypatch):
+    monkeypatch.setattr(stopping, "SECONDS_BETWEEN_CHECKS", 0)
     run = replace(SMALL, model="resnet50", dropout=0.0, augment=True, batch_size=8, epochs=2, precision="auto")
-    plain, broken = in_folder(run, tmp_path / "plain"), in_folder(run, tmp_path / "broken")
-    assert train(plain, make_data())
-    assert not train(broken, make_data(), stop_at=8)
-    assert train(broken, make_data(), resume=True)
-    assert same(outcome(plain), outcome(broken))
+    complete, interrupted = in_folder(run, tmp_path / "complete"), in_folder(run, tmp_path / "interrupted")
+    expected = train(complete, make_data())
+    assert not train(interrupted, make_data(), stop_at=8)
+    assert same(expected, train(interrupted, make_data(), resume=True))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Invalid invocations, the whole table: exit code 2, one line, no traceback, earlier results byte-identical."""
+"""Invalid invocations, the complete table: exit code 2, one line, no traceback, earlier results byte-identical."""
 
 import pytest
 from helper_bad_invocations import TABLE, check_refused

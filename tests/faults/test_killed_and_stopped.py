@@ -15,12 +15,13 @@ import psutil
 import pytest
 import torch
 from conftest import ROOT
-from ddp_workbook.runs.checkpoint import read_checkpoint
+
 from ddp_workbook.records.run import load_run
+from ddp_workbook.runs.checkpoint import read_checkpoint
 from ddp_workbook.runs.resume import newest_complete
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-RUN = ["distributed_train.py", "--recipe", "mlp-digits", "--epochs", "16", "--device", "cpu", "--batch-size", "16"]
+RUN = ["--recipe", "mlp-digits", "--epochs", "16", "--device", "cpu", "--batch-size", "16"]
 BEGUN, DONE = "mlp-digits on cpu", "test accuracy"
 MOST_SECONDS = 120
 DRAWS = random.Random(int(os.environ.get("FAULT_SEED", "0")))
@@ -30,15 +31,40 @@ def tries(number):
     return range(1, int(os.environ.get("FAULT_TRIES", number)) + 1)
 
 
+# distributed_train.py, on whose rank 0 a callback also saves the random state after the last epoch
+SCRIPT = """
+import os, pathlib, torch
+import distributed_train
+
+class SaveRandomState:
+    def after_step(self, state):
+        pass
+
+    def after_epoch(self, state):
+        if state.finished:
+            torch.save(torch.get_rng_state(), pathlib.Path(__file__).with_name("random_state.pt"))
+
+distributed_train.main(callbacks=[SaveRandomState()] if os.environ.get("RANK", "0") == "0" else [])
+"""
+
+
+def start(folder, script, launcher, *flags):
+    """The process of a training script in the folder."""
+    folder.mkdir(exist_ok=True)
+    (folder / "script.py").write_text(script)
+    return subprocess.Popen(
+        [*launcher, str(folder / "script.py"), *RUN, *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
 class Run:
     """A run in its own folder, whose lines can be waited for."""
 
     def __init__(self, folder, launcher, *flags):
         self.folder, self.kind = folder, "baseline" if launcher == [sys.executable] else "distributed"
         places = ["--results-dir", str(folder / "results"), "--checkpoint-dir", str(folder / "checkpoints")]
-        self.process = subprocess.Popen(
-            [*launcher, *RUN, *places, *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
-        )
+        self.process = start(folder, SCRIPT, launcher, *places, *flags)
         self.lines = []
 
     def wait_for(self, *words):
@@ -62,11 +88,11 @@ class Run:
         return self.process.wait(MOST_SECONDS)
 
     def result(self):
-        """All that must be the same, bit for bit."""
-        content, _ = read_checkpoint(self.folder / "checkpoints" / f"{self.kind}_mlp_digits.pth")
+        """Everything that must be the same, bit for bit."""
+        content = read_checkpoint(self.folder / "checkpoints" / f"{self.kind}_mlp_digits.pth")
         history = load_run(self.folder / "results" / "mlp-digits", self.kind)[1].epochs
         numbers = [(e.train_loss, e.train_accuracy, e.test_loss, e.test_accuracy) for e in history]
-        return content["model"], numbers, content["random_state"]
+        return content["model"], numbers, torch.load(self.folder / "random_state.pt", weights_only=True)
 
 
 def same(first, second):
@@ -94,7 +120,7 @@ def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(tmp_path):
         time.sleep(DRAWS.uniform(0, 0.9 * seconds))
         victim.kill()
         killed = time.perf_counter()
-        recovery.append(run.wait_for("going on after", "starting afresh") - killed)
+        recovery.append(run.wait_for("resuming after", "starting from scratch") - killed)
         assert run.end() == 0, run.lines
         exact += same(run.result(), expected)
     median, worst = statistics.median(recovery), max(recovery)
@@ -105,7 +131,7 @@ def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_checkpoint_and_no_process(number, tmp_path):
-    """To the script alone and to torchrun in turn."""
+    """To the script without torchrun, and to torchrun, in turn."""
     launchers = [[sys.executable], TORCHRUN]
     plain = [undisturbed(tmp_path / f"plain {i}", launcher) for i, launcher in enumerate(launchers)]
     waits, exact, finished = [], 0, 0
@@ -123,13 +149,13 @@ def test_a_signal_leaves_a_checkpoint_and_no_process(number, tmp_path):
         if any(DONE in line for line in run.lines):  # the signal came too late to stop it
             finished += 1
         else:
-            said = "\n".join(run.lines)
-            assert code == (128 + number if launcher == [sys.executable] else 1), said
-            assert said.count("to go on: the same command with --resume") == 1, said
+            printed = "\n".join(run.lines)
+            assert code == (128 + number if launcher == [sys.executable] else 1), printed
+            assert printed.count("to resume: the same command with --resume") == 1, printed
             found = newest_complete(run.folder / "checkpoints" / f"{run.kind}_mlp_digits", print)
             assert found, run.lines
             again = Run(run.folder, launcher, "--resume")
-            assert again.wait_for("going on after"), again.lines
+            assert again.wait_for("resuming after"), again.lines
             assert again.end() == 0, again.lines
         exact += same(run.result(), expected)
     print(f"\n{number.name}: {len(waits)} tries, {finished} had finished, {exact} bit-identical;", end=" ")
@@ -151,37 +177,30 @@ def test_launches_in_a_row_all_end_with_code_0(tmp_path):
 
 SPOILED = """
 import os, runpy
-from ddp_workbook import engine
-real, taken = engine.train_step, []
+from ddp_workbook.training import loop
+real, taken = loop.train_step, []
 
 def fail(*arguments):
     taken.append(1)
     return 1 / (len(taken) < 50) if os.environ["RANK"] == "1" and len(taken) == 50 else real(*arguments)
 
-engine.train_step = fail
+loop.train_step = fail
 runpy.run_path("distributed_train.py", run_name="__main__")
 """
 
 
 def test_a_rank_that_raises_ends_the_others_and_its_error_is_shown_once(tmp_path):
-    script = tmp_path / "spoiled.py"
-    script.write_text(SPOILED)
     places = ["--results-dir", str(tmp_path / "r"), "--checkpoint-dir", str(tmp_path / "c")]
     waits = []
     for _ in tries(10):
-        run = subprocess.Popen(
-            [*TORCHRUN, str(script), *RUN[1:], *places], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-        said, moment = [], None
+        run = start(tmp_path, SPOILED, TORCHRUN, *places)
+        lines, moment = [], None
         for line in run.stdout:
-            said.append(line)
+            lines.append(line)
             moment = moment or (time.perf_counter() if "ZeroDivisionError" in line else None)
         assert run.wait(MOST_SECONDS) == 1
         waits.append(time.perf_counter() - moment)
-        shown = [
-            line for line in said if line.startswith("[rank")
-        ]  # a rank's traceback; torchrun's report comes after it
-        assert sum("ZeroDivisionError" in line for line in shown) == 1, "".join(said)
-        assert all(line.startswith("[rank1]") for line in shown), "".join(said)
+        shown = [line for line in lines if line.startswith("[rank")]  # a traceback; torchrun's report comes after it
+        assert sum("ZeroDivisionError" in line for line in shown) == 1, "".join(lines)
+        assert all(line.startswith("[rank1]") for line in shown), "".join(lines)
     print(f"\na rank raised {len(waits)} times; all had ended {max(waits):.1f} s later at the latest")

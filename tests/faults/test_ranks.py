@@ -10,6 +10,7 @@ import time
 import psutil
 import pytest
 from conftest import ROOT
+
 from ddp_workbook.distributed.launch import LaunchError, torchrun
 
 SCRIPT = ROOT / "distributed_train.py"
@@ -31,7 +32,7 @@ def free_port():
         return server.getsockname()[1]
 
 
-def test_ranks_started_by_hand_listen_on_loopback_alone(tmp_path, free_port):
+def test_ranks_started_by_hand_open_ports_only_on_loopback(tmp_path, free_port):
     """Without torchrun rank 0 has to serve the store itself; torch's env:// would open it to all."""
     path = tmp_path / "program.py"
     path.write_text(textwrap.dedent(JOIN))
@@ -49,7 +50,7 @@ def test_ranks_started_by_hand_listen_on_loopback_alone(tmp_path, free_port):
 
 
 def test_a_rank_that_dies_is_reported_in_one_line(tmp_path):
-    """The other rank says that it lost contact, without a traceback, long before the time-out."""
+    """The other rank reports the lost connection, without a traceback, long before the time-out."""
     run = ["--recipe", "mlp-digits", "--epochs", "400", "--device", "cpu"]
     run += ["--results-dir", str(tmp_path / "r"), "--checkpoint-dir", str(tmp_path / "c")]
     lines, killed = [], []
@@ -65,8 +66,8 @@ def test_a_rank_that_dies_is_reported_in_one_line(tmp_path):
     with pytest.raises(LaunchError, match="exit code 1"):
         torchrun(run, 2, SCRIPT, kill_rank_1)
     assert time.monotonic() - start < 60
-    told = [line for line in lines if "lost contact with another rank" in line and line.startswith("distributed_")]
-    assert len(told) <= 1  # torchrun may end that rank before it has spoken
+    reports = [line for line in lines if "lost connection to another rank" in line and line.startswith("distributed_")]
+    assert len(reports) <= 1  # torchrun may end that rank before it has printed
     assert not any(line.startswith("[rank") for line in lines)  # how torch begins the lines of a traceback in a rank
 
 

@@ -1,156 +1,60 @@
-"""Teams, benchmarks and experiments: small real ones on the embedded digits."""
+"""The plan of a benchmark, its rates, and the thinning of its losses."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
-import psutil
 import pytest
 import torch
-from conftest import ROOT
-from helper_records import make_benchmark
-from ddp_workbook.anatomy import sweep
-from ddp_workbook.measurement.step_breakdown import measure_step_breakdown
-from ddp_workbook.benchmark import configurations, train
-from ddp_workbook.measurement.benchmark import thin
-from ddp_workbook.analysis.costmodel import check_steps
-from ddp_workbook.measurement.experiment import load_experiment, metrics, run_experiment, save_experiment
-from ddp_workbook.records.files import load_record
-from ddp_workbook.distributed.launch import LaunchError
-from ddp_workbook.survey import survey
-from ddp_workbook.report.members import Team
-from ddp_workbook.records.timing import PerformanceMetrics
 
-from ddp_workbook import cli
-from ddp_workbook.course.notebook import latest_experiment
-from ddp_workbook.errors import InputError
+from ddp_workbook import devices
+from ddp_workbook.measurement.benchmark import Plan, plan_configurations, probe, thin
 from ddp_workbook.recipes import RECIPES
 
-# without dropout the ranks' joined batch gives the very gradient of the serial run
 CONFIG = replace(RECIPES["mlp-digits"], dropout=0.0, precision="fp32", device="cpu")
-FILES = [
-    "serial_results.json", "parallel_2p_results.json", "performance_metrics.json", "loss_curves.png", "speedup.png",
-    "efficiency.png", "training_comparison.png",
-]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-    """Two rounds of three steps, strong scaling to two processes."""
-    folder = tmp_path_factory.mktemp("experiments")
-    said = []
-    record, path = run_experiment(CONFIG, [2], 2, 3, "strong", folder, said.append)
-    return record, path, said
+@pytest.fixture
+def cores(monkeypatch):
+    """Pretend that this machine has so many cores."""
+
+    return lambda count: monkeypatch.setattr(devices, "available_cores", lambda: count)
 
 
-def test_an_experiment_measures_both_baselines_the_bound_and_the_run(experiment):
-    record, _, said = experiment
-    cores = record.environment.cores
-    assert [one.role for one in record.configurations] == ["serial"] * (1 + (cores > 1)) + ["bound", "distributed"]
-    assert record.rounds == 2
-    assert all(rate > 0 for one in record.configurations for rate in one.images_per_second)
-    assert {one.global_batch for one in record.configurations} == {32}
-    assert {one.images_per_round for one in record.configurations} == {3 * 32}
-    assert sum("images/s" in line for line in said) == 2 * len(record.configurations)
-    assert any("left" in line for line in said)
+def test_the_plan_has_both_baselines_and_each_count_with_and_without_communication(cores):
+    cores(4)
+    split = replace(CONFIG, batch_size=16)
+    assert plan_configurations(CONFIG, [2], "strong") == [
+        Plan("1 process, 1 thread", "serial", CONFIG, 1, 1),
+        Plan("1 process, 4 threads", "serial", CONFIG, 1, 4),
+        Plan("2 processes, 2 threads each, not communicating", "no-communication", split, 2, 2),
+        Plan("2 processes, 2 threads each", "distributed", split, 2, 2),
+    ]
 
 
-def test_under_strong_scaling_the_losses_are_those_of_the_serial_run(experiment):
-    """Same weights, same global batches: the distributed run computes the serial one's steps."""
-    record, _, _ = experiment
-    serial, run = record.by_role("serial")[0], record.by_role("distributed")[0]
-    for number in range(2):
-        assert run.losses[number] == pytest.approx(serial.losses[number], rel=1e-4)
-    assert serial.losses[0] != pytest.approx(serial.losses[1], rel=1e-6)  # each round starts from its own weights
-    assert record.by_role("bound")[0].losses[0][2] != pytest.approx(serial.losses[0][2], rel=1e-6)
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_an_experiment_writes_its_files(experiment, name):
-    assert (experiment[1] / name).stat().st_size > 300
-
-
-def test_the_files_hold_the_record(experiment):
-    record, path, _ = experiment
-    assert load_experiment(path) == record
-    assert load_record(PerformanceMetrics, path / "performance_metrics.json") == metrics(record)
-
-
-def test_going_on_keeps_the_earlier_rounds(experiment):
-    record, path, _ = experiment
-    longer, same = run_experiment(CONFIG, [2], 3, 3, "strong", path, lambda line: None)
-    assert same == path
-    assert longer.rounds == 3
-    for one, before in zip(longer.configurations, record.configurations, strict=True):
-        assert one.images_per_second[:2] == before.images_per_second
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"steps": 4}, "its steps differs"),
-        ({"scaling": "weak"}, "its scaling differs"),
-        ({"config": replace(CONFIG, lr=0.5)}, "its config differs"),
-        ({"process_counts": [4]}, "its configurations differs"),
-    ],
-)
-def test_another_experiments_folder_is_refused(experiment, changes, expected):
-    options = {"config": CONFIG, "process_counts": [2], "rounds": 3, "steps": 3, "scaling": "strong"} | changes
-    with pytest.raises(InputError, match=expected):
-        run_experiment(**options, output_dir=experiment[1])
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"process_counts": [0]}, "a process count must be from 2 to 64, not 0"),
-        ({"process_counts": [2, 1000]}, "a process count must be from 2 to 64, not 1000"),
-        ({"process_counts": []}, "needs at least one number"),
-        ({"process_counts": [3]}, "cannot be shared out evenly among 3 processes"),
-        ({"rounds": 0}, "--repeats must be at least 2, not 0"),
-    ],
-)
-def test_a_senseless_experiment_is_refused_before_anything_is_written(tmp_path, changes, expected):
-    options = {"config": CONFIG, "process_counts": [2], "rounds": 2, "steps": 3, "scaling": "strong"} | changes
-    with pytest.raises(InputError, match=expected):
-        run_experiment(**options, output_dir=tmp_path)
-    assert not any(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ("--recipe nothing", "unknown recipe 'nothing'"),
-        ("--repeats 0", "--repeats must be at least 2"),
-        ("--steps 0", "--steps must be at least 1"),
-        ("--epochs 0", "--epochs must be at least 1"),
-        ("--steps 5 --epochs 5", "either --steps or --epochs"),
-        ("--process-counts 0", "a process count must be"),
-    ],
-)
-def test_the_command_refuses_in_one_line(tmp_path, refuse, flags, expected):
-    code, said = refuse(cli.main, "ddp-workbook", ["bench", *flags.split(), "--output-dir", str(tmp_path / "out")])
-    assert code == 2
-    assert expected in said
-    assert len(said.splitlines()) == 1
-    assert not (tmp_path / "out").exists()
+def test_on_one_core_there_is_one_baseline(cores):
+    cores(1)
+    plans = plan_configurations(CONFIG, [2], "strong")
+    assert [plan.role for plan in plans] == ["serial", "no-communication", "distributed"]
 
 
 def test_weak_scaling_gives_every_process_the_whole_batch():
-    plans = configurations(CONFIG, [2, 4], "weak")
+    plans = plan_configurations(CONFIG, [2, 4], "weak")
     assert {(plan.processes, plan.config.batch_size) for plan in plans} == {(1, 32), (2, 32), (4, 32)}
-    plans = configurations(CONFIG, [2, 4], "strong")
+    plans = plan_configurations(CONFIG, [2, 4], "strong")
     assert {(plan.processes, plan.config.batch_size) for plan in plans} == {(1, 32), (2, 16), (4, 8)}
 
 
-def test_more_processes_than_cores_are_called_oversubscribed():
-    plans = configurations(replace(CONFIG, batch_size=64), [64], "strong")
-    assert all("oversubscribed" in plan.name for plan in plans if plan.processes == 64)
-    assert not any("oversubscribed" in plan.name for plan in plans if plan.processes == 1)
+@pytest.mark.parametrize(("count", "crowded"), [(1, {2, 4, 8, 64}), (4, {8, 64}), (8, {64}), (64, set()), (200, set())])
+def test_more_processes_than_cores_are_called_oversubscribed(cores, count, crowded):
+    cores(count)
+    plans = plan_configurations(replace(CONFIG, batch_size=64), [2, 4, 8, 64], "strong")
+    assert {plan.processes for plan in plans if "oversubscribed" in plan.name} == crowded
+    assert all(("oversubscribed" in plan.name) == (plan.processes in crowded) for plan in plans)
+
+
+def test_more_threads_than_cores_are_called_oversubscribed_too(cores):
+    cores(4)
+    plans = plan_configurations(replace(CONFIG, threads=3), [2], "strong")
+    assert plans[-1].name == "2 processes, 3 threads each, oversubscribed"
 
 
 def test_thinning_keeps_the_mean_of_whole_groups():
@@ -159,106 +63,11 @@ def test_thinning_keeps_the_mean_of_whole_groups():
     assert thin([1.0, 2.0], most=200) == [1.0, 2.0]
 
 
-def test_after_a_stop_between_two_files_the_common_rounds_count(tmp_path):
-    record = make_benchmark()
-    save_experiment(record, tmp_path)
-    path = tmp_path / "parallel_2p_results.json"
-    content = json.loads(path.read_text())
-    for one in content["configurations"]:
-        for name in ("images_per_second", "losses"):
-            one[name] = one[name][:4]
-    path.write_text(json.dumps(content))
-    assert load_experiment(tmp_path).rounds == 4
-
-
-def test_the_newest_whole_experiment_of_a_recipe_is_found(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert latest_experiment("resnet50-digits") is None
-    for day in ("1", "2"):
-        save_experiment(make_benchmark(), tmp_path / "results" / f"experiment_{day}")
-    (tmp_path / "results" / "experiment_3").mkdir()  # stopped before its first round
-    folder, record = latest_experiment("resnet50-digits")
-    assert folder.name == "experiment_2"
-    assert record == make_benchmark()
-    assert latest_experiment("cnn-mnist") is None
-
-
-def fail(member, rank):
-    if member.world.rank == rank:
-        raise KeyError("only this rank")
-    return member.world.rank
-
-
-def weights(member, config, communicate):
-    job = member.job(config, communicate)
-    return torch.cat([p.detach().flatten() for p in job.model.parameters()])
-
-
-@pytest.fixture(scope="module")
-def team():
-    with Team("a pair", CONFIG, 2, 1) as found:
-        yield found
-
-
-def test_ranks_that_communicate_stay_alike_and_others_do_not(team):
-    for communicate, alike in ((True, True), (False, False)):
-        team.call(train, CONFIG, communicate, 3, 0)
-        first, second = team.call(weights, CONFIG, communicate)
-        assert torch.equal(first, second) == alike
-
-
-def test_the_anatomy_of_a_real_step(team):
-    record = measure_step_breakdown(CONFIG, team, steps=4)
-    assert (len(record.averaged), len(record.averaged[0])) == (2, 4)
-    assert record.gradient_bytes == 4 * record.parameters
-    for step in record.averaged[0]:
-        assert 0 < step.waited <= step.backward
-        assert step.collectives > 0
-
-
-def test_a_sweep_costs_more_for_more_bytes(team):
-    found = sweep(team, (2**10, 2**22, 2**25))
-    medians = [sorted(sample.seconds)[len(sample.seconds) // 2] for sample in found.samples]
-    assert medians == sorted(medians)
-    assert medians[2] > 2 * medians[0]
-
-
-def test_a_failing_member_tells_its_own_error():
-    with Team("a pair", CONFIG, 2, 1) as pair, pytest.raises(LaunchError, match=r"rank 1: KeyError: 'only this rank'"):
-        pair.call(fail, 1)
-    assert not any(worker.is_alive() for worker in pair.workers)
-
-
-def test_a_survey_has_every_model_and_can_be_checked(monkeypatch):
-    monkeypatch.setattr("ddp_workbook.survey.MODELS", {"mlp": None, "cnn": None})
-    record = survey(CONFIG, 2, (4, 16), rounds=2)
-    assert [(point.model, point.images) for point in record.points] == [
-        ("mlp", 4),
-        ("mlp", 16),
-        ("cnn", 4),
-        ("cnn", 16),
-    ]
-    assert all(check.predicted > 0 for check in check_steps(record))
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a single process")
-def test_an_interrupt_keeps_the_finished_rounds_and_leaves_no_process(tmp_path):
-    flags = ["--recipe", "mlp-digits", "--process-counts", "2", "--repeats", "500", "--steps", "2"]
-    command = [sys.executable, "-m", "ddp_workbook.cli", "bench", *flags, "--output-dir", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if line.startswith("round 2/"):
-            break
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert len(children) >= 3
-    process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=30)
-    assert process.returncode == 130, "".join(seen) + rest
-    assert "to go on: the same command with --output-dir" in rest
-    assert "Traceback" not in rest
-    time.sleep(0.5)
-    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-    [folder] = tmp_path.iterdir()
-    assert load_experiment(folder).rounds >= 2
+def test_a_probe_finds_rates_of_training_and_of_the_faster_evaluation():
+    before = torch.get_num_threads()
+    config = replace(RECIPES["resnet50-digits"], threads=1, precision="fp32", batch_size=16)
+    training, evaluation = probe(config, torch.device("cpu"))
+    torch.set_num_threads(before)
+    for rate in (training, evaluation):
+        assert 0 < rate.low <= rate.value <= rate.high
+    assert evaluation.value > training.value

@@ -1,18 +1,22 @@
-"""What is measured inside a step, against delays that are made by hand."""
+"""The parts of a step and its communication, against delays that are made by hand; and those of a real step."""
 
 import itertools
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import run_on_ranks
-from ddp_workbook.measurement.step_breakdown import time_steps
 from torch import nn
 
-from ddp_workbook import distributed
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.devices import Precision
+from ddp_workbook.distributed.ddp import MeteredDDP
+from ddp_workbook.errors import InputError
+from ddp_workbook.measurement.step_breakdown import benchmark_all_reduce, measure_step_breakdown, time_steps
+from ddp_workbook.measurement.workers import WorkerPool
+from ddp_workbook.recipes import RECIPES
 
 CPU = torch.device("cpu")
 STEPS = 5
@@ -56,17 +60,16 @@ def delayed(delays):
     return hook
 
 
-def anatomies(rank, cases):
+def time_cases(rank, cases):
     found = []
     for pause, delays in cases:
         torch.manual_seed(0)
-        model = distributed.MeteredDDP(TwoBuckets(pause), CPU, TrainConfig())
+        model = MeteredDDP(TwoBuckets(pause), CPU, TrainConfig())
         model.meter.inner = delayed(delays)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         batch = torch.randn(4, 8), torch.randint(600, (4,))
-        arithmetic = Precision(CPU, "fp32")
-        averaged, alone, timeline = time_steps(model, itertools.repeat([batch]), optimizer, arithmetic, 0.0, STEPS)
-        found.append((averaged, alone, timeline))
+        precision = Precision(CPU, "fp32")
+        found.append(time_steps(model, itertools.repeat([batch]), optimizer, precision, 0.0, STEPS))
     return found
 
 
@@ -81,15 +84,15 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def measured():
-    return run_on_ranks(anatomies, 2, [(pause, delays) for pause, delays, _ in CASES])
+    return run_on_ranks(time_cases, 2, [(pause, delays) for pause, delays, _ in CASES])
 
 
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_exposed_moves_by_what_overlap_leaves(measured, case):
     _, _, expected = CASES[case]
     for rank in measured:
-        averaged, alone, _ = rank[case]
-        differences = sorted(a.total - b.total for a, b in zip(averaged, alone, strict=True))
+        synced, no_sync, _ = rank[case]
+        differences = sorted(a.total - b.total for a, b in zip(synced, no_sync, strict=True))
         assert differences[STEPS // 2] == pytest.approx(expected, abs=SLACK)
 
 
@@ -118,3 +121,38 @@ def test_the_timeline_shows_both_buckets_where_they_were(measured):
     assert timeline.marks == sorted(timeline.marks)
     _, _, backward_start, backward_end, _ = timeline.marks
     assert backward_start - 1e-3 <= first.ready <= last.done <= backward_end + 1e-3
+
+
+CONFIG = replace(RECIPES["mlp-digits"], dropout=0.0, precision="fp32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with WorkerPool("a pair", CONFIG, 2, 1) as found:
+        yield found
+
+
+def test_the_breakdown_of_a_real_step(pool):
+    record = measure_step_breakdown(CONFIG, pool, steps=4)
+    assert [len(rank) for rank in record.synced + record.no_sync] == [4] * 4
+    assert record.gradient_bytes == 4 * record.parameters
+    assert (record.processes, record.threads, record.precision) == (2, 1, "fp32")
+    for rank in record.synced:
+        for step in rank:
+            assert 0 < step.waited <= step.backward
+            assert step.collectives > 0
+    assert all(step.collectives == step.waited == 0 for rank in record.no_sync for step in rank)
+
+
+def test_one_step_has_no_breakdown(pool):
+    with pytest.raises(InputError, match="needs at least 2 steps, not 1"):
+        measure_step_breakdown(CONFIG, pool, steps=1)
+
+
+def test_an_all_reduce_costs_more_for_more_bytes(pool):
+    sizes = (2**10, 2**22, 2**25)
+    found = benchmark_all_reduce(pool, sizes)
+    assert tuple(sample.bytes for sample in found.samples) == sizes
+    medians = [sorted(sample.seconds)[len(sample.seconds) // 2] for sample in found.samples]
+    assert medians == sorted(medians)
+    assert medians[2] > 2 * medians[0]

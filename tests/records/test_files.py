@@ -1,4 +1,4 @@
-"""Files are written completely or not at all, with the user's permissions; locks name who holds them."""
+"""Files are written completely or not at all, with the permissions that the user wants."""
 
 import os
 

@@ -1,79 +1,208 @@
-# NOTE (temporary, from the helper of tests/records): I wrote this file without seeing that one of the same name had just
-# been created here, and so replaced it at 18:43. If it was yours, put your tests back and keep of mine what you lack.
-"""The output folders of a run, and a finished run that is found again."""
+"""The output files of a run: locked while it runs, written in an order, and found again only when they fit."""
 
+import os
 from dataclasses import replace
 
 import pytest
 import torch
+from conftest import make_data
+from helper_interrupted_runs import CPU, SERIAL, SMALL, in_folder, stop_early, train
 from helper_records import make_run
+from torch import nn
 
+import distributed_train
+from ddp_workbook.config import CheckpointOptions, TrainConfig
 from ddp_workbook.devices import choose_device
 from ddp_workbook.distributed.process_group import World
 from ddp_workbook.errors import InputError
 from ddp_workbook.records.files import save_record
-from ddp_workbook.records.run import record_paths
-from ddp_workbook.runs.checkpoint import checkpoint_folder, model_path, write_checkpoint
-from ddp_workbook.runs.outputs import finished_run, is_finished, require_writable_folders
+from ddp_workbook.records.run import load_run, record_paths
+from ddp_workbook.runs import outputs, stopping
+from ddp_workbook.runs.checkpoint import model_path, read_checkpoint, write_checkpoint
+from ddp_workbook.runs.outputs import finished_run, is_finished, locked_folders, require_writable_folders, save_run
+from ddp_workbook.training.loader import TrainLoader
+from ddp_workbook.training.loop import fit
+from ddp_workbook.training.state import build_state
+
+DISTRIBUTED = World(launched=True)
 
 
 @pytest.fixture
-def finished(tmp_path):
-    """The configuration of a finished run whose files are all there."""
+def stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(stopping, "SECONDS_BETWEEN_CHECKS", 0)
+    return stop_early(tmp_path)
+
+
+# Locks
+
+
+def test_the_second_run_learns_which_process_has_the_folder(tmp_path, refuse):
+    places = ["--results-dir", str(tmp_path / "r"), "--checkpoint-dir", str(tmp_path / "c")]
+    config = TrainConfig(model="mlp", dataset="digits", results_dir=tmp_path / "r", checkpoint_dir=tmp_path / "c")
+    with locked_folders(config, SERIAL):
+        code, printed = refuse(distributed_train.main, "distributed_train.py", ["--recipe", "mlp-digits", *places])
+    assert code == 2
+    assert f"{config.run_dir} is in use by another run (process {os.getpid()}, since 2" in printed
+    assert "--results-dir DIR --checkpoint-dir DIR" in printed
+    assert len(printed.splitlines()) == 1
+    with locked_folders(config, SERIAL), locked_folders(config, DISTRIBUTED):
+        pass  # free again, and each kind has its own files
+
+
+def test_a_shared_checkpoint_folder_is_noticed_too(tmp_path):
+    first, second = (TrainConfig(results_dir=tmp_path / name, checkpoint_dir=tmp_path / "c") for name in "ab")
+    refused = pytest.raises(InputError, match="/c is in use")
+    with locked_folders(first, SERIAL), refused, locked_folders(second, SERIAL):
+        pass
+    with locked_folders(second, SERIAL):
+        pass
+
+
+def test_only_rank_0_locks(tmp_path):
+    config = TrainConfig(results_dir=tmp_path, checkpoint_dir=tmp_path)
+    first, second = (World(rank, 2, rank, 2, launched=True) for rank in range(2))
+    with locked_folders(config, first), locked_folders(config, second):
+        pass
+
+
+@pytest.mark.parametrize("folder", ["results", "checkpoints"])
+def test_a_folder_that_cannot_be_written_is_named(config, tmp_path, folder):
+    (tmp_path / folder).write_text("a file in the way")
+    with pytest.raises(InputError, match=f"cannot write into {tmp_path / folder}.*choose a writable folder"):
+        require_writable_folders(config)
+
+
+def test_folders_that_can_be_written_are_created_and_stay_empty(config):
+    require_writable_folders(config)
+    assert list(config.run_dir.iterdir()) == list(config.checkpoint_dir.iterdir()) == []
+
+
+# A run that has finished
+
+
+def save_run_files(folder):
     run, history = make_run()
-    config = replace(run.config, results_dir=tmp_path / "results", checkpoint_dir=tmp_path / "checkpoints")
-    metrics, epochs = record_paths(config.run_dir, "baseline")
+    metrics, epochs = record_paths(folder, "baseline")
     save_record(run, metrics)
     save_record(history, epochs)
-    write_checkpoint(model_path(config, "baseline"), config, "0" * 64, torch.nn.Linear(2, 2))
-    return config
+    return run, history
 
 
-def test_a_finished_run_is_found_again_only_with_its_settings(finished):
-    run, history = finished_run(finished, "baseline", 1)
-    assert (run, history) == make_run()
-    assert finished_run(finished, "baseline", 2) is None
-    assert finished_run(finished, "distributed", 1) is None
-    assert finished_run(replace(finished, lr=1.0), "baseline", 1) is None
-    assert finished_run(replace(finished, threads=3), "baseline", 1) is None
+def test_a_finished_run_is_found_again_only_with_its_settings_and_a_complete_model(tmp_path):
+    run, _ = make_run()
+    config = replace(run.config, results_dir=tmp_path, checkpoint_dir=tmp_path)
+    assert finished_run(config, "baseline", 1) is None
+    saved = save_run_files(config.run_dir)
+    assert finished_run(config, "baseline", 1) is None  # its model is missing
+    path = model_path(config, "baseline")
+    write_checkpoint(path, config, run.dataset.fingerprint, nn.Linear(3, 2))
+    complete = path.read_bytes()
+    for incomplete in (b"", complete[:-1]):
+        path.write_bytes(incomplete)
+        assert finished_run(config, "baseline", 1) is None
+    path.write_bytes(complete)
+    assert finished_run(config, "baseline", 1) == saved
+    assert finished_run(replace(config, data_dir=tmp_path / "elsewhere"), "baseline", 1) == saved
     on_this_device = choose_device("auto").type == run.environment.device
-    assert (finished_run(replace(finished, device="auto"), "baseline", 1) is not None) == on_this_device
+    assert (finished_run(replace(config, device="auto"), "baseline", 1) is not None) == on_this_device
+    assert finished_run(config, "baseline", 2) is None
+    assert finished_run(config, "distributed", 1) is None
+    assert finished_run(replace(config, lr=1.0), "baseline", 1) is None
 
 
-def test_a_run_without_its_model_is_not_finished(finished):
-    path = model_path(finished, "baseline")
-    path.write_bytes(path.read_bytes()[:-1])
-    assert finished_run(finished, "baseline", 1) is None
-    path.unlink()
-    assert finished_run(finished, "baseline", 1) is None
+def test_a_finished_run_is_not_trained_again_by_resume(tmp_path, capsys):
+    """As when a scheduler starts the same job twice."""
+    config = in_folder(
+        replace(SMALL, dataset="digits", image_size=28, epochs=1, batch_size=64, base_batch_size=64), tmp_path
+    )
+    assert distributed_train.run(config, CheckpointOptions(), SERIAL)
+    before = model_path(config, "baseline").read_bytes()
+    capsys.readouterr()
+    assert not distributed_train.run(config, CheckpointOptions(resume=True), SERIAL)
+    assert capsys.readouterr().out.startswith("this run finished at ")
+    assert model_path(config, "baseline").read_bytes() == before
+    assert distributed_train.run(replace(config, seed=1), CheckpointOptions(resume=True), SERIAL)
+    assert "starting from scratch" in capsys.readouterr().out
+    assert model_path(config, "baseline").read_bytes() != before
 
 
-def test_a_run_without_records_is_not_finished(finished):
-    record_paths(finished.run_dir, "baseline")[1].unlink()
-    assert finished_run(finished, "baseline", 1) is None
+def test_a_run_says_which_earlier_one_it_replaces(stopped, capsys):
+    capsys.readouterr()
+    assert not is_finished(stopped, SERIAL, resume=False)
+    assert capsys.readouterr().out == ""
+    assert train(stopped, make_data())
+    earlier, _ = finished_run(stopped, "baseline", 1)
+    capsys.readouterr()
+    assert not is_finished(replace(stopped, lr=0.2), SERIAL, resume=False)
+    line = f"replaces that of {earlier.finished_at} (1 process(es), {earlier.test_accuracy:.2%}) in {stopped.run_dir}"
+    assert line in capsys.readouterr().out
 
 
-def test_only_with_resume_is_a_finished_run_left_as_it_is(finished, capsys):
-    assert not is_finished(finished, World(), resume=False)
-    assert "this run replaces that of 2026-01-02" in capsys.readouterr().out
-    assert is_finished(finished, World(), resume=True)
-    assert "this run finished at 2026-01-02" in capsys.readouterr().out
+def test_an_interrupted_run_after_a_finished_one_is_resumed(stopped, capsys):
+    """Both have the same settings; the one that was started last counts."""
+    assert train(stopped, make_data())
+    assert not train(stopped, make_data(), stop_at=8, checkpoint_every=4)
+    assert finished_run(stopped, "baseline", 1)
+    assert not is_finished(stopped, SERIAL, resume=True)
+    assert "finished at" not in capsys.readouterr().out
+    assert train(stopped, make_data(), resume=True)
+    assert is_finished(stopped, SERIAL, resume=True)
 
 
-def test_an_interrupted_run_is_resumed_though_an_earlier_one_finished(finished):
-    folder = checkpoint_folder(finished, "baseline")
-    folder.mkdir(parents=True)
-    (folder / "step-000001.pt").write_bytes(b"")
-    assert not is_finished(finished, World(), resume=True)
+# The files of a run
 
 
-@pytest.mark.parametrize("name", ["results", "checkpoints"])
-def test_a_folder_that_cannot_be_written_is_named(tmp_path, config, name):
-    require_writable_folders(config)
-    assert config.run_dir.is_dir()
-    assert config.checkpoint_dir.is_dir()
-    for folder in (config.run_dir, config.results_dir, config.checkpoint_dir):
-        folder.rmdir()
-    (tmp_path / name).write_text("a file in the way")
-    with pytest.raises(InputError, match=rf"cannot write into .*{name}.*choose a writable folder"):
-        require_writable_folders(config)
+@pytest.fixture
+def trained(tmp_path):
+    """The arguments of save_run() for a run of two epochs whose training has just ended."""
+    config, data = in_folder(replace(SMALL, epochs=2, threads=1), tmp_path), make_data()
+    state, loader = build_state(config, data, SERIAL, CPU), TrainLoader(data, config, SERIAL, CPU)
+    confusion = fit(state, loader, data, config, SERIAL)
+    return state, confusion, data, config, SERIAL, "gloo"
+
+
+def test_the_records_follow_from_the_training_state(trained):
+    state, confusion, data, config, *_ = trained
+    record = save_run(*trained)
+    run, history = load_run(config.run_dir, "baseline")
+    assert record == run
+    assert history.epochs == state.history
+    assert run.dataset == data.info()
+    assert (run.kind, run.config, run.world.backend, run.world.processes) == ("baseline", config, None, 1)
+    assert (run.world.global_batch, run.world.threads_per_process, run.world.precision) == (4, 1, "fp32")
+    assert run.confusion == confusion.tolist()
+    assert run.test_accuracy == confusion.diagonal().sum().item() / 21 == history.epochs[-1].test_accuracy
+    seconds = [epoch.train_seconds for epoch in history.epochs]
+    assert run.train_seconds == sum(seconds)
+    assert run.images_per_second == pytest.approx(2 * 48 / sum(seconds))
+    assert run.parameters == sum(weight.numel() for weight in state.model.parameters())
+    content = read_checkpoint(model_path(config, "baseline"))
+    assert (content["config"], content["fingerprint"], content["training"]) == (config, data.fingerprint, None)
+    assert all(torch.equal(value, content["model"][name]) for name, value in state.model.state_dict().items())
+
+
+@pytest.mark.parametrize("fails", ["model", "history", "metrics"])
+def test_files_of_two_runs_are_never_taken_for_one(fails, trained, monkeypatch):
+    """Metrics come last: when writing stops before, an earlier run is either untouched or has no metrics."""
+    config = trained[3]
+    save_run(*trained)
+    metrics, _ = record_paths(config.run_dir, "baseline")
+    earlier = metrics.read_bytes()
+
+    def fail(*arguments):
+        raise InputError("no space left")
+
+    if fails == "model":
+        monkeypatch.setattr(outputs, "write_checkpoint", fail)
+    else:
+        unwanted = {"history": "HistoryRecord", "metrics": "RunRecord"}[fails]
+        monkeypatch.setattr(
+            outputs, "save_record", lambda r, path: fail() if type(r).__name__ == unwanted else save_record(r, path)
+        )
+    with pytest.raises(InputError, match="no space left"):
+        save_run(*trained)
+    if fails == "model":
+        assert metrics.read_bytes() == earlier
+    else:
+        assert not metrics.exists()
+        assert finished_run(config, "baseline", 1) is None

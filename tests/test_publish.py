@@ -1,0 +1,58 @@
+"""bench/publish.py: the README's tables say what the reference runs say."""
+
+import importlib.util
+
+import pytest
+from conftest import ROOT
+from helper_bad_invocations import finish_course
+from helper_records import make_benchmark
+
+from ddp_workbook.measurement.experiment import METRICS, metrics
+from ddp_workbook.records.files import save_record
+
+
+@pytest.fixture(scope="module")
+def publish():
+    """The script as a module."""
+    place = importlib.util.spec_from_file_location("publish", ROOT / "bench" / "publish.py")
+    module = importlib.util.module_from_spec(place)
+    place.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def reference(tmp_path):
+    """References of the full course and of one coursework: 90 % and 88 %, speedups 1.5 and 0.9."""
+    finish_course(tmp_path / "resnet50-cifar10")
+    finish_course(tmp_path / "cnn-mnist")
+    save_record(metrics(make_benchmark()), tmp_path / "cnn-mnist" / "experiment" / METRICS)
+    return tmp_path
+
+
+def test_the_readme_shows_the_reference_runs(publish):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert publish.insert_table(readme, publish.readme_table(ROOT / "results" / "reference")) == readme
+
+
+def test_the_table_says_what_the_records_say(publish, reference):
+    lines = publish.readme_table(reference).splitlines()
+    assert "| test accuracy | 90.00% | 88.00% |" in lines
+    assert "| processes x threads | 1 x 2 | 2 x 1 |" in lines
+    assert "| speedup over 1 process, 1 thread (95 % interval) | | 1.50 [1.50, 1.50] |" in lines
+    assert "| speedup over 1 process, 2 threads (95 % interval) | | 0.90 [0.90, 0.90] |" in lines
+    assert any("A processor, 2 cores, 8 GiB, torch 2.9, at commit 0123456789" in line for line in lines)
+    assert any("5 rounds of 4 steps" in line for line in lines)
+
+
+def test_a_coursework_has_a_row_where_there_is_a_reference(publish, reference):
+    lines = publish.courseworks_table(reference)
+    rows = [line for line in lines if line.startswith("| `")]
+    assert rows == ["| `cnn-mnist` | 90.00% | 88.00% | 2: 0.90 [0.90, 0.90] |"]
+    assert lines[-1] == "Speedups timed: `cnn-mnist` in 5 rounds of 4 steps at 0123456789."
+    (reference / "cnn-mnist" / "experiment" / METRICS).unlink()
+    assert publish.courseworks_table(reference) == []
+
+
+def test_only_what_is_between_the_markers_is_replaced(publish):
+    before = f"# Title\n{publish.BEGIN}\nold\n{publish.END}\nrest\n"
+    assert publish.insert_table(before, "new") == before.replace("old", "new")
