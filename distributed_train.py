@@ -35,7 +35,7 @@ from ddp_workbook.distributed.process_group import World, leave_group, process_g
 from ddp_workbook.errors import InputError
 from ddp_workbook.flags import parse_run
 from ddp_workbook.records.run import HistoryRecord, RunRecord
-from ddp_workbook.runs.outputs import is_finished, locked_folders, require_writable_folders, save_run
+from ddp_workbook.runs.outputs import RunOutputs
 from ddp_workbook.runs.resume import CheckpointManager
 from ddp_workbook.runs.stopping import Stopped, TrainingMonitor, exit_code_for, stop_signals
 from ddp_workbook.training.datasets import Dataset, load_dataset
@@ -56,19 +56,18 @@ def run(config: TrainConfig, options: CheckpointOptions, world: World, callbacks
     backend = choose_backend(config.backend, device, world.local_size)  # NEW: the library that sends the gradients
     check_comm_hook(config.comm_hook, device, world)  # NEW: not every hook works everywhere
     set_threads(config, world.local_size)
-    require_writable_folders(config)
+    outputs = RunOutputs(config, world, backend)
 
     # 2. The data: every rank holds all images and visits its own shard of them, reshuffled each epoch.
     data = load_dataset(config)
     loader = TrainLoader(data, config, world, device)  # NEW: world decides which shard
 
-    with locked_folders(config, world):
-        callbacks = [*progress_callbacks(config, world, world.kind, loader.steps), *callbacks]
+    callbacks = [*progress_callbacks(config, world, loader.steps), *callbacks]
 
-        with process_group(world, backend, device):  # NEW: the ranks meet
-            if from_main(lambda: is_finished(config, world, options.resume)):
-                return False
-            train(config, options, world, backend, data, loader, callbacks)
+    with outputs.locked(), process_group(world, backend, device):  # NEW: the ranks meet
+        if from_main(lambda: outputs.is_finished(options.resume)):
+            return False
+        train(config, options, world, outputs, data, loader, callbacks)
     return True
 
 
@@ -76,7 +75,7 @@ def train(
     config: TrainConfig,
     options: CheckpointOptions,
     world: World,
-    backend: str,
+    outputs: RunOutputs,
     data: Dataset,
     loader: TrainLoader,
     callbacks: Sequence[Callback],
@@ -95,7 +94,7 @@ def train(
         confusion = fit(state, loader, data, config, world, [*callbacks, monitor, checkpoints])
 
         # 5. The files: every rank reports its memory; rank 0 writes, and only it gets the record.
-        result = save_run(state, confusion, data, config, world, backend)
+        result = outputs.save(state, confusion, data)
         checkpoints.remove()
     if result:
         print(describe_result(result), flush=True)

@@ -44,7 +44,7 @@ def data() -> Dataset:
 
 @pytest.fixture
 def refuse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str]]:
-    """refuse(main, program, arguments): run `main` in this process; its exit code and what it said on stderr."""
+    """refuse(main, program, arguments): run `main` in this process; its exit code and what it printed on stderr."""
 
     def call(main: Callable[[], None], program: str, arguments: list[str]) -> tuple[int, str]:
         monkeypatch.setattr("sys.argv", [program, *arguments])

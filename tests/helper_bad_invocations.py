@@ -150,7 +150,7 @@ COMMANDS = [
     course("bench: unknown scaling", "bench", "--scaling", "none", answer="invalid choice"),
     course("bench: a truncated experiment", "bench", "--output-dir", "e", answer="does not fit",
            prepare=write("e/serial_results.json", "{")),
-    course("predict: nothing said", "predict", answer="bandwidth-gbit"),
+    course("predict: no network", "predict", answer="bandwidth-gbit"),
     course("predict: no latency", "predict", "--bandwidth-gbit", "10", answer="latency-us"),
     course("predict: a bandwidth with its unit", "predict", "--bandwidth-gbit", "10Gbit", "--latency-us", "5",
            answer="bandwidth-gbit"),
@@ -225,10 +225,10 @@ def check_refused(case: Case, refuse: Callable, folder: Path, monkeypatch: pytes
     case.prepare()
     before = files()
     main = distributed_train.main if case.program.endswith(".py") else cli.main
-    code, said = refuse(main, case.program, list(case.arguments))
-    assert code == 2, said
-    assert said.startswith(f"{case.program}: error: ")
-    assert len(said.strip().splitlines()) == 1
-    assert re.search(case.answer, said), said
-    assert len(said) < 2000
+    code, printed = refuse(main, case.program, list(case.arguments))
+    assert code == 2, printed
+    assert printed.startswith(f"{case.program}: error: ")
+    assert len(printed.strip().splitlines()) == 1
+    assert re.search(case.answer, printed), printed
+    assert len(printed) < 2000
     assert files() == before

@@ -17,6 +17,7 @@ from ddp_workbook.distributed.process_group import World
 from ddp_workbook.records.run import load_run
 from ddp_workbook.runs import stopping
 from ddp_workbook.runs.checkpoint import SEAL, checkpoint_folder, model_path, read_checkpoint, saved_checkpoints
+from ddp_workbook.runs.outputs import RunOutputs
 from ddp_workbook.runs.stopping import Stopped
 from ddp_workbook.training import models
 from ddp_workbook.training import state as training_state
@@ -66,9 +67,9 @@ class LastState:
 def train(config, data, world=SERIAL, stop_at=0, **options):
     """The script's own run, from the model to the files. Its outcome(), or None when the signal stopped it."""
     loader, last = TrainLoader(data, config, world, CPU), LastState()
-    callbacks = [StopAt(stop_at), last]
+    callbacks, outputs = [StopAt(stop_at), last], RunOutputs(config, world, "gloo")
     try:
-        distributed_train.train(config, CheckpointOptions(**options), world, "gloo", data, loader, callbacks)
+        distributed_train.train(config, CheckpointOptions(**options), world, outputs, data, loader, callbacks)
     except Stopped:
         return None
     return outcome(config, world, last.content)

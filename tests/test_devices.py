@@ -15,7 +15,7 @@ CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda", 0), torch.device("mps
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Pretend to be a machine with this accelerator (None: a CPU alone) and this many GPUs."""
+    """Pretend to be a machine with this accelerator (None: only a CPU) and this many GPUs."""
 
     def pretend(kind, gpus=0):
         monkeypatch.setattr(torch.accelerator, "is_available", lambda: kind is not None)

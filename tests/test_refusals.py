@@ -58,7 +58,7 @@ def test_whatever_is_typed_is_done_or_refused_in_one_line(arguments, command, mo
         code = 0
     except SystemExit as end:
         code = end.code or 0
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert code in (0, 2)
-    assert (code == 2) == bool(said.strip())
-    assert not said or (said.startswith(f"{program}: error: ") and len(said.strip().splitlines()) == 1)
+    assert (code == 2) == bool(printed.strip())
+    assert not printed or (printed.startswith(f"{program}: error: ") and len(printed.strip().splitlines()) == 1)

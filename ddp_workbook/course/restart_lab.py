@@ -37,14 +37,15 @@ class EventLog:
         self.kill_after = 0 if world.restarts or world.rank < world.size - 1 else kill_after
         self.started = False
 
-    def log(self, event: str, **facts: int) -> None:
-        line = json.dumps({"event": event, "time": time.time(), "rank": self.world.rank} | facts)
+    def log(self, event: str, epoch: int | None = None) -> None:
+        line = json.dumps({"time": time.time(), "event": event, "epoch": epoch})
         with self.path.open("a", encoding="utf-8") as file:  # one short write: lines of several ranks do not mix
             file.write(line + "\n")
 
     def after_step(self, state: TrainingState) -> None:
         if not self.started and self.world.restarts and self.world.is_main:
-            self.log("restarted", epoch=state.epoch, step=state.partial.step - 1)
+            before = state.step - 1  # where this process began
+            self.log(f"restarted, resuming after step {before}" if before else "restarted without a checkpoint")
         self.started = True
         if self.kill_after and state.epoch == self.kill_after and state.partial.step >= state.steps_per_epoch // 2:
             self.log("killed")
@@ -52,7 +53,7 @@ class EventLog:
 
     def after_epoch(self, state: TrainingState) -> None:
         if self.world.is_main:
-            self.log("epoch", epoch=state.epoch)
+            self.log("epoch done", state.epoch)
 
 
 @dataclass
@@ -86,22 +87,13 @@ def run_logged(
 def read_timeline(log: Path, started: float, seconds: float) -> Timeline:
     """The timeline from the events in the file; `started` in seconds since 1970."""
     timeline = Timeline(seconds)
-    for event in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
-        when = event["time"] - started
-        if event["event"] == "epoch":
-            timeline.epochs.append((when, event["epoch"]))
+    for line in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
+        when = line["time"] - started
+        if line["epoch"] is None:
+            timeline.events.setdefault(line["event"], when)  # the first of several ranks that notice
         else:
-            timeline.events.setdefault(_words(event), when)  # the first of several ranks that notice
+            timeline.epochs.append((when, line["epoch"]))
     return timeline
-
-
-def _words(event: dict) -> str:
-    if event["event"] != "restarted":
-        return {"killed": "killed", "lost": "the other rank notices"}[event["event"]]
-    if event["epoch"] == event["step"] == 0:
-        return "restarted without a checkpoint"
-    after = f"step {event['step']} of epoch {event['epoch'] + 1}" if event["step"] else f"epoch {event['epoch']}"
-    return f"restarted, resuming after {after}"
 
 
 def same_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -145,7 +137,7 @@ def main() -> None:
     try:
         distributed_train.run(config, options, world, [log])
     except LostConnection:
-        log.log("lost")  # at once: torchrun is about to end this rank, too
+        log.log("the other rank notices")  # at once: torchrun is about to end this rank, too
         raise
 
 

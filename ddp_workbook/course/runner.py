@@ -45,12 +45,13 @@ class _Client(NotebookClient):
             extra_arguments=["--log-level=40"],
             resources={"metadata": {"path": str(folder)}},
         )
-        self.name, self.started, self.cell_started = name, started, started
+        self.name, self.started = name, started
+        self.cell_started, self.rest = started, ""  # rest: what the current cell has printed of an incomplete line
         self.cells = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
         self.on_cell_start = self._announce
 
     def _announce(self, cell: NotebookNode, cell_index: int) -> None:
-        self.cell_started = time.monotonic()
+        self.cell_started, self.rest = time.monotonic(), ""
         if cell_index in self.cells and cell.source.strip():
             number = self.cells.index(cell_index) + 1
             minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
@@ -58,12 +59,16 @@ class _Client(NotebookClient):
             print(f"[{minutes:>2}:{seconds:02}] {self.name}  cell {number}/{len(self.cells)}  {first}", flush=True)
 
     def process_message(self, msg: dict, cell: NotebookNode, cell_index: int) -> NotebookNode | None:
-        is_slow = time.monotonic() - self.cell_started > SECONDS_WITHOUT_OUTPUT
-        if is_slow and msg["msg_type"] == "stream" and msg["content"]["name"] == "stdout":
-            for line in msg["content"]["text"].splitlines():
-                if line and "\r" not in line:  # a carriage return is a progress bar's
-                    print(f"        {line}", flush=True)
+        if msg["msg_type"] == "stream" and msg["content"]["name"] == "stdout":
+            self._show(msg["content"]["text"])
         return super().process_message(msg, cell, cell_index)
+
+    def _show(self, text: str) -> None:
+        """Print the complete lines of a slow cell; of a line that a progress bar overwrites, only its last version."""
+        *lines, self.rest = [line.rpartition("\r")[2] for line in (self.rest + text).split("\n")]
+        if time.monotonic() - self.cell_started > SECONDS_WITHOUT_OUTPUT:
+            for line in filter(str.strip, lines):
+                print(f"        {line}", flush=True)
 
 
 def source_digest(notebook: NotebookNode) -> str:

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -16,7 +16,7 @@ from ddp_workbook.distributed.ddp import average_buffers, take_communication, un
 from ddp_workbook.distributed.processes import MOST_PROCESSES
 from ddp_workbook.errors import InputError
 from ddp_workbook.measurement.workers import Worker, WorkerPool
-from ddp_workbook.records.timing import BenchmarkRecord, Configuration, Interval, Role
+from ddp_workbook.records.timing import BenchmarkRecord, Configuration, Interval
 from ddp_workbook.specs import MODELS
 from ddp_workbook.training.loader import evaluation_batches
 from ddp_workbook.training.loop import accuracy, evaluate, train_step
@@ -59,40 +59,21 @@ def steps_per_round(model: str) -> int:
     return MODELS[model].benchmark_steps
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A configuration before it is measured."""
-
-    name: str
-    role: Role
-    config: TrainConfig
-    processes: int
-    threads: int
-
-    @property
-    def communicates(self) -> bool:
-        return self.role != "no-communication"
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.processes, self.threads
-
-
 Pools = dict[tuple[int, int], WorkerPool]  # by processes and threads
 
 
-def plan_configurations(config: TrainConfig, process_counts: Sequence[int], scaling: str) -> list[Plan]:
-    """The serial baselines, then for each process count the processes without and with communication.
+def plan_configurations(config: TrainConfig, process_counts: Sequence[int], scaling: str) -> list[Configuration]:
+    """The serial baselines, then for each process count the processes without and with communication; no rounds yet.
 
     The serial batch is config.batch_size: strong scaling splits it, weak scaling gives all of it to every process.
     """
     device, cores = devices.choose_device(config.device, max(process_counts)), devices.available_cores()
     if device.type != "cpu":
-        plans = [Plan("1 process", "serial", config, 1, devices.choose_threads(config.threads, 1))]
+        plans = [("1 process", "serial", 1, devices.choose_threads(config.threads, 1), config.batch_size)]
     else:
-        plans = [Plan("1 process, 1 thread", "serial", config, 1, 1)]
+        plans = [("1 process, 1 thread", "serial", 1, 1, config.batch_size)]
         if cores > 1:
-            plans.append(Plan(f"1 process, {cores} threads", "serial", config, 1, cores))
+            plans.append((f"1 process, {cores} threads", "serial", 1, cores, config.batch_size))
     for processes in process_counts:
         if not 2 <= processes <= MOST_PROCESSES:
             raise InputError(f"a process count must be from 2 to {MOST_PROCESSES}, not {processes}")
@@ -106,12 +87,16 @@ def plan_configurations(config: TrainConfig, process_counts: Sequence[int], scal
         name = f"{processes} processes, {threads} thread{'s' if threads > 1 else ''} each"
         if device.type == "cpu" and processes * threads > cores:
             name += ", oversubscribed"
-        split = replace(config, batch_size=batch)
-        plans += [
-            Plan(f"{name}, not communicating", "no-communication", split, processes, threads),
-            Plan(name, "distributed", split, processes, threads),
-        ]
-    return plans
+        plans.append((f"{name}, not communicating", "no-communication", processes, threads, batch))
+        plans.append((name, "distributed", processes, threads, batch))
+    empty = {"images_per_round": 0, "images_per_second": [], "losses": [], "accuracies": []}
+    return [
+        Configuration(
+            name=name, role=role, processes=processes, threads=threads, batch_size=batch * config.grad_accum_steps,
+            **empty,
+        )
+        for name, role, processes, threads, batch in plans
+    ]  # fmt: skip
 
 
 def time_training(
@@ -151,19 +136,28 @@ def require_rounds(rounds: int) -> None:
 
 
 @contextmanager
-def worker_pools(config: TrainConfig, plans: Sequence[Plan]) -> Iterator[Pools]:
-    """A worker pool for each number of processes and threads that the plans need, all alive at once."""
+def worker_pools(config: TrainConfig, configurations: Sequence[Configuration]) -> Iterator[Pools]:
+    """A worker pool for each number of processes and threads, all alive at once."""
     with ExitStack() as stack:
         pools: Pools = {}
-        for plan in plans:
-            if plan.size not in pools:
-                pools[plan.size] = stack.enter_context(WorkerPool(plan.name, config, *plan.size))
+        for each in configurations:
+            size = (each.processes, each.threads)
+            if size not in pools:
+                pools[size] = stack.enter_context(WorkerPool(each.name, config, *size))
         yield pools
 
 
-def _train(pools: Pools, plan: Plan, steps: int | None, seed: int | None) -> tuple[float, list[float]]:
+def _call(pools: Pools, record: BenchmarkRecord, each: Configuration, function: Callable, *arguments: object) -> list:
+    """The function's result on every rank of a configuration, with the settings that it has there."""
+    config = replace(record.config, batch_size=each.batch_size // record.config.grad_accum_steps)
+    return pools[each.processes, each.threads].call(function, config, *arguments)
+
+
+def _train(
+    pools: Pools, record: BenchmarkRecord, each: Configuration, steps: int | None, seed: int | None
+) -> tuple[float, list[float]]:
     """(seconds of the slowest rank, loss of each step as the mean over the ranks)."""
-    answers = pools[plan.size].call(time_training, plan.config, plan.communicates, steps, seed)
+    answers = _call(pools, record, each, time_training, each.role != "no-communication", steps, seed)
     losses = zip(*(losses for _, losses in answers), strict=True)
     return max(seconds for seconds, _ in answers), [sum(values) / len(values) for values in losses]
 
@@ -184,53 +178,49 @@ def measure(
     every part, `on_round(record)` after each round; `earlier` is such a record to continue.
     """
     require_rounds(rounds)
-    plans = plan_configurations(config, process_counts, scaling)
-    record = earlier or empty_record(config, plans, steps, scaling)
-    with worker_pools(config, plans) as pools:
-        for plan in plans:
-            _train(pools, plan, WARM_UP_STEPS, None)
+    record = earlier or empty_record(config, process_counts, steps, scaling)
+    with worker_pools(config, record.configurations) as pools:
+        for each in record.configurations:
+            _train(pools, record, each, WARM_UP_STEPS, None)
         for number in range(record.rounds, rounds):
-            record = _add_round(record, pools, plans, number, on_part)
+            record = _add_round(record, pools, number, on_part)
             on_round(record)
     return record
 
 
 def _add_round(
-    record: BenchmarkRecord, pools: Pools, plans: Sequence[Plan], number: int, on_part: Callable[[str, float], None]
+    record: BenchmarkRecord, pools: Pools, number: int, on_part: Callable[[str, float], None]
 ) -> BenchmarkRecord:
     """The record with one more round of every configuration."""
-    seconds: list[float] = [0.0] * len(plans)
-    losses: list[list[float]] = [[] for _ in plans]
-    first = number % len(plans)  # no configuration always goes first
+    configurations = record.configurations
+    seconds: list[float] = [0.0] * len(configurations)
+    losses: list[list[float]] = [[] for _ in configurations]
+    first = number % len(configurations)  # no configuration always goes first
     for part in range(record.config.epochs if record.steps is None else 1):
-        for i in [*range(first, len(plans)), *range(first)]:
+        for i in [*range(first, len(configurations)), *range(first)]:
             seed = record.config.seed + number if part == 0 else None
-            took, new = _train(pools, plans[i], record.steps, seed)
+            took, new = _train(pools, record, configurations[i], record.steps, seed)
             seconds[i] += took
             losses[i] += new
-            on_part(plans[i].name, len(new) * plans[i].config.global_batch(plans[i].processes) / took)
-    tested = [record.steps is None and plan.communicates for plan in plans]
-    accuracies = [
-        pools[plan.size].call(measure_accuracy, plan.config)[:1] if test else []
-        for plan, test in zip(plans, tested, strict=True)
-    ]
-    longer = [
-        configuration.model_copy(
-            update={
-                "images_per_round": len(loss) * configuration.global_batch,
-                "images_per_second": [*configuration.images_per_second, len(loss) * configuration.global_batch / took],
-                "losses": [*configuration.losses, thin(loss)],
-                "accuracies": [*configuration.accuracies, *new],
-            }
-        )
-        for configuration, took, loss, new in zip(record.configurations, seconds, losses, accuracies, strict=True)
-    ]
+            on_part(configurations[i].name, len(new) * configurations[i].global_batch / took)
+    longer = []
+    for each, took, loss in zip(configurations, seconds, losses, strict=True):
+        tested = record.steps is None and each.role != "no-communication"
+        update = {
+            "images_per_round": len(loss) * each.global_batch,
+            "images_per_second": [*each.images_per_second, len(loss) * each.global_batch / took],
+            "losses": [*each.losses, thin(loss)],
+            "accuracies": [*each.accuracies, *(_call(pools, record, each, measure_accuracy)[:1] if tested else [])],
+        }
+        longer.append(each.model_copy(update=update))
     return record.model_copy(update={"configurations": longer})
 
 
-def empty_record(config: TrainConfig, plans: Sequence[Plan], steps: int | None, scaling: str) -> BenchmarkRecord:
+def empty_record(
+    config: TrainConfig, process_counts: Sequence[int], steps: int | None, scaling: str
+) -> BenchmarkRecord:
     """A record without rounds."""
-    device = devices.choose_device(config.device, max(plan.processes for plan in plans))
+    device = devices.choose_device(config.device, max(process_counts))
     return BenchmarkRecord(
         recipe=config.recipe,
         config=config,
@@ -238,20 +228,7 @@ def empty_record(config: TrainConfig, plans: Sequence[Plan], steps: int | None, 
         precision=devices.choose_precision(config.precision, device),
         scaling=scaling,
         steps=steps,
-        configurations=[
-            Configuration(
-                name=plan.name,
-                role=plan.role,
-                processes=plan.processes,
-                threads=plan.threads,
-                batch_size=plan.config.batch_size * plan.config.grad_accum_steps,
-                images_per_round=0,
-                images_per_second=[],
-                losses=[],
-                accuracies=[],
-            )
-            for plan in plans
-        ],
+        configurations=plan_configurations(config, process_counts, scaling),
     )
 
 

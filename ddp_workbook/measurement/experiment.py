@@ -17,7 +17,7 @@ from ddp_workbook.devices import choose_device
 from ddp_workbook.distributed.comm_hooks import check_comm_hook
 from ddp_workbook.distributed.process_group import World
 from ddp_workbook.errors import InputError
-from ddp_workbook.measurement.benchmark import empty_record, measure, plan_configurations, require_rounds
+from ddp_workbook.measurement.benchmark import empty_record, measure, require_rounds
 from ddp_workbook.records.files import load_record, require_writable, save_record
 from ddp_workbook.records.timing import BenchmarkRecord, Configuration, PerformanceMetrics, ProcessCountMetrics
 from ddp_workbook.training.progress import seconds_left
@@ -47,7 +47,7 @@ def run_experiment(
     device = choose_device(config.device, max(counts))
     config = replace(config, device=device.type)  # the same kind for all configurations
     check_comm_hook(config.comm_hook, device, World(size=max(counts), local_size=max(counts)))
-    empty = empty_record(config, plan_configurations(config, counts, scaling), steps, scaling)
+    empty = empty_record(config, counts, steps, scaling)
     folder, earlier = output_dir, None
     if (output_dir / SERIAL).exists():
         earlier = load_experiment(output_dir)

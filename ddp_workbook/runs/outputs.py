@@ -23,51 +23,98 @@ from ddp_workbook.training.models import count_parameters
 from ddp_workbook.training.state import TrainingState
 
 
-def require_writable_folders(config: TrainConfig) -> None:
-    """Create the output folders that do not exist. Raises InputError when one cannot be written to."""
-    for folder in (config.run_dir, config.checkpoint_dir):
-        require_writable(folder)
+class RunOutputs:
+    """The files of one run. Raises InputError when their folders cannot be created or written to."""
 
+    def __init__(self, config: TrainConfig, world: World, backend: str) -> None:
+        self.config, self.world, self.backend = config, world, backend
+        self.model = model_path(config, world.kind)
+        for folder in (config.run_dir, config.checkpoint_dir):
+            require_writable(folder)
 
-@contextmanager
-def locked_folders(config: TrainConfig, world: World) -> Iterator[None]:
-    """Rank 0 locks the output folders for the block, so that no other run of this kind and recipe writes there.
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Rank 0 locks the folders for the block, so that no other run of this kind and recipe writes there.
 
-    Raises InputError, naming the process that holds the lock, when they are taken.
-    """
-    name = model_path(config, world.kind).stem
-    locks = (config.run_dir / f".{world.kind}.lock", config.checkpoint_dir / f".{name}.lock")
-    advice = "wait for it, or give this run its own folders: --results-dir DIR --checkpoint-dir DIR"
-    with ExitStack() as stack:
-        for path in locks if world.is_main else ():
-            stack.enter_context(lock(path, advice))
-        yield
+        Raises InputError, naming the process that holds the lock, when they are taken.
+        """
+        locks = (self.config.run_dir / f".{self.world.kind}.lock", self.model.with_name(f".{self.model.stem}.lock"))
+        advice = "wait for it, or give this run its own folders: --results-dir DIR --checkpoint-dir DIR"
+        with ExitStack() as stack:
+            for path in locks if self.world.is_main else ():
+                stack.enter_context(lock(path, advice))
+            yield
 
+    def is_finished(self, resume: bool) -> bool:
+        """Whether --resume has nothing to do because this very run has finished. Call it on rank 0.
 
-def is_finished(config: TrainConfig, world: World, resume: bool) -> bool:
-    """Whether --resume has nothing to do because this very run has finished. Call it on rank 0.
-
-    Prints that, or which earlier run this one is going to replace. An interrupted run with the same settings, started
-    after one that finished, is still there to resume.
-    """
-    if not resume:
-        with suppress(InputError):
-            earlier, _ = load_run(config.run_dir, world.kind)
+        Prints that, or which earlier run this one is going to replace. An interrupted run with the same settings,
+        started after one that finished, is still there to resume.
+        """
+        if not resume:
+            with suppress(InputError):
+                earlier, _ = load_run(self.config.run_dir, self.world.kind)
+                print(
+                    f"when it has finished, this run replaces that of {earlier.finished_at} "
+                    f"({earlier.world.processes} process(es), {earlier.test_accuracy:.2%}) in {self.config.run_dir}",
+                    flush=True,
+                )
+            return False
+        interrupted = saved_checkpoints(checkpoint_folder(self.config, self.world.kind))
+        earlier = None if interrupted else finished_run(self.config, self.world.kind, self.world.size)
+        if earlier:
             print(
-                f"when it has finished, this run replaces that of {earlier.finished_at} "
-                f"({earlier.world.processes} process(es), {earlier.test_accuracy:.2%}) in {config.run_dir}",
+                f"this run finished at {earlier[0].finished_at}; to train it again leave out --resume (in a notebook: "
+                f"RETRAIN = True)",
                 flush=True,
             )
-        return False
-    interrupted = saved_checkpoints(checkpoint_folder(config, world.kind))
-    earlier = None if interrupted else finished_run(config, world.kind, world.size)
-    if earlier:
-        print(
-            f"this run finished at {earlier[0].finished_at}; to train it again leave out --resume (in a notebook: "
-            f"RETRAIN = True)",
-            flush=True,
-        )
-    return earlier is not None
+        return earlier is not None
+
+    def save(self, state: TrainingState, confusion: Tensor, data: Dataset) -> RunRecord | None:
+        """Write the model, the history and, last, the metrics: a run whose metrics exist is complete.
+
+        All ranks must call it, to report their memory; rank 0 writes. Returns the record on rank 0, None on the others.
+        """
+        memory = gather_objects((devices.peak_memory_bytes(), devices.accelerator_peak_bytes(state.device)))
+        history, model = state.history, unwrap(state.model)
+        threads = devices.choose_threads(self.config.threads, self.world.local_size)
+        train_seconds = sum(epoch.train_seconds for epoch in history)
+
+        def write() -> RunRecord:
+            record = RunRecord(
+                kind=self.world.kind,
+                recipe=self.config.recipe,
+                finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+                config=self.config,
+                world=WorldInfo(
+                    processes=self.world.size,
+                    backend=self.backend if self.world.launched else None,
+                    threads_per_process=threads,
+                    oversubscribed=threads * self.world.local_size > devices.available_cores(),
+                    global_batch=self.config.global_batch(self.world.size),
+                    precision=state.precision.name,
+                ),
+                environment=devices.describe_environment(state.device),
+                dataset=data.info(),
+                parameters=count_parameters(model),
+                train_seconds=train_seconds,
+                evaluation_seconds=sum(epoch.evaluation_seconds for epoch in history),
+                images_per_second=sum(e.images_per_second * e.train_seconds for e in history) / train_seconds,
+                test_accuracy=accuracy(confusion),
+                test_loss=history[-1].test_loss,
+                peak_memory_bytes=[host for host, _ in memory],
+                accelerator_peak_bytes=[accelerator for _, accelerator in memory],
+                confusion=confusion.tolist(),
+            )
+            write_checkpoint(self.model, self.config, data.fingerprint, model)
+            metrics, epochs = record_paths(self.config.run_dir, self.world.kind)
+            metrics.unlink(missing_ok=True)
+            save_record(HistoryRecord(kind=self.world.kind, recipe=self.config.recipe, epochs=history), epochs)
+            save_record(record, metrics)
+            return record
+
+        record = from_main(write)
+        return record if self.world.is_main else None
 
 
 def finished_run(config: TrainConfig, kind: RunKind, processes: int) -> tuple[RunRecord, HistoryRecord] | None:
@@ -83,52 +130,3 @@ def finished_run(config: TrainConfig, kind: RunKind, processes: int) -> tuple[Ru
     same = same_device and first_difference(run.config, config, PATHS | {"device"}) is None
     complete = run.world.processes == processes and has_seal(model_path(config, kind))
     return (run, history) if same and complete else None
-
-
-def save_run(
-    state: TrainingState, confusion: Tensor, data: Dataset, config: TrainConfig, world: World, backend: str
-) -> RunRecord | None:
-    """Write the model, the history and, last, the metrics: a run whose metrics exist is complete.
-
-    All ranks must call it, to report their memory; rank 0 writes. Returns the record on rank 0, None on the others.
-    """
-    memory = gather_objects((devices.peak_memory_bytes(), devices.accelerator_peak_bytes(state.device)))
-    history, model = state.history, unwrap(state.model)
-    threads = devices.choose_threads(config.threads, world.local_size)
-    train_seconds = sum(epoch.train_seconds for epoch in history)
-
-    def write() -> RunRecord:
-        record = RunRecord(
-            kind=world.kind,
-            recipe=config.recipe,
-            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            config=config,
-            world=WorldInfo(
-                processes=world.size,
-                backend=backend if world.launched else None,
-                threads_per_process=threads,
-                oversubscribed=threads * world.local_size > devices.available_cores(),
-                global_batch=config.global_batch(world.size),
-                precision=state.precision.name,
-            ),
-            environment=devices.describe_environment(state.device),
-            dataset=data.info(),
-            parameters=count_parameters(model),
-            train_seconds=train_seconds,
-            evaluation_seconds=sum(epoch.evaluation_seconds for epoch in history),
-            images_per_second=sum(e.images_per_second * e.train_seconds for e in history) / train_seconds,
-            test_accuracy=accuracy(confusion),
-            test_loss=history[-1].test_loss,
-            peak_memory_bytes=[host for host, _ in memory],
-            accelerator_peak_bytes=[accelerator for _, accelerator in memory],
-            confusion=confusion.tolist(),
-        )
-        write_checkpoint(model_path(config, world.kind), config, data.fingerprint, model)
-        metrics, epochs = record_paths(config.run_dir, world.kind)
-        metrics.unlink(missing_ok=True)
-        save_record(HistoryRecord(kind=world.kind, recipe=config.recipe, epochs=history), epochs)
-        save_record(record, metrics)
-        return record
-
-    record = from_main(write)
-    return record if world.is_main else None

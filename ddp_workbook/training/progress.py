@@ -116,10 +116,10 @@ class TensorBoard:
             self.writer.close()
 
 
-def progress_callbacks(config: TrainConfig, world: World, kind: RunKind, steps_per_epoch: int) -> list[Callback]:
+def progress_callbacks(config: TrainConfig, world: World, steps_per_epoch: int) -> list[Callback]:
     """A bar where one process writes to a terminal or notebook, else lines; nothing on other ranks than 0."""
     if not world.is_main:
         return []
     shows_bars = sys.stdout.isatty() or "ipykernel" in sys.modules
     callbacks: list[Callback] = [Bar(config, steps_per_epoch) if shows_bars and not world.launched else Lines()]
-    return [*callbacks, TensorBoard(config, kind)] if config.tensorboard else callbacks
+    return [*callbacks, TensorBoard(config, world.kind)] if config.tensorboard else callbacks

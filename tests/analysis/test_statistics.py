@@ -50,5 +50,5 @@ def test_wilson_by_its_formula(correct, n):
     assert (found.low, found.high) == pytest.approx((centre - reach, centre + reach), abs=1e-9)
 
 
-def test_wilson_of_nothing_knows_nothing():
+def test_without_trials_wilsons_interval_is_all_from_0_to_1():
     assert (wilson(0, 0).low, wilson(0, 0).high) == (0.0, 1.0)

@@ -1,4 +1,4 @@
-"""The worker pool: sessions that stay between calls, errors that are told, and processes that end."""
+"""The worker pool: sessions that stay between calls, errors that are reported, and processes that end."""
 
 import os
 import time
@@ -91,10 +91,10 @@ def test_a_session_is_created_once_for_each_configuration(pool):
     assert pool.call(session_facts, other, True) == [(True, True, 1, 1)] * 2
 
 
-def test_a_failing_worker_tells_its_own_error_and_no_process_stays():
+def test_a_failing_workers_own_error_is_reported_and_no_process_stays():
     start = time.monotonic()
-    told = pytest.raises(LaunchError, match=r"'a pair': rank 1: KeyError: 'only this rank'")
-    with told, WorkerPool("a pair", CONFIG, 2, 1) as pair:
+    refused = pytest.raises(LaunchError, match=r"'a pair': rank 1: KeyError: 'only this rank'")
+    with refused, WorkerPool("a pair", CONFIG, 2, 1) as pair:
         processes = [psutil.Process(answer[-1]) for answer in pair.call(describe)]
         pair.call(fail, 1)
     assert not [process for process in processes if process.is_running()]

@@ -97,7 +97,7 @@ def test_a_pipe_or_a_device_is_not_waited_for(tmp_path):
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_value_anywhere_in_the_records_makes_a_report_or_one_line(made, monkeypatch, data):
-    """typst itself is left out here: it takes seconds, and gets text alone."""
+    """typst itself is left out here: it takes seconds, and gets nothing but text."""
     monkeypatch.setattr(typst, "compile", lambda *args, **options: b"%PDF")
     monkeypatch.setattr(plots, "to_svg", lambda figure: plt.close(figure) or b"")
     name = data.draw(st.sampled_from(sorted(path.name for path in made.glob("*.json"))))

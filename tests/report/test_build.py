@@ -1,4 +1,4 @@
-"""The report: made from records alone, the same bytes each time, safe against what strangers write."""
+"""The report: made from records only, the same bytes each time, and safe with text from strangers."""
 
 import json
 import re

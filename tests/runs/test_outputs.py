@@ -19,12 +19,13 @@ from ddp_workbook.records.files import save_record
 from ddp_workbook.records.run import load_run, record_paths
 from ddp_workbook.runs import outputs, stopping
 from ddp_workbook.runs.checkpoint import model_path, read_checkpoint, write_checkpoint
-from ddp_workbook.runs.outputs import finished_run, is_finished, locked_folders, require_writable_folders, save_run
+from ddp_workbook.runs.outputs import RunOutputs, finished_run
 from ddp_workbook.training.loader import TrainLoader
 from ddp_workbook.training.loop import fit
 from ddp_workbook.training.state import build_state
 
 DISTRIBUTED = World(launched=True)
+BACKEND = "gloo"
 
 
 @pytest.fixture
@@ -39,29 +40,29 @@ def stopped(tmp_path, monkeypatch):
 def test_the_second_run_learns_which_process_has_the_folder(tmp_path, refuse):
     places = ["--results-dir", str(tmp_path / "r"), "--checkpoint-dir", str(tmp_path / "c")]
     config = TrainConfig(model="mlp", dataset="digits", results_dir=tmp_path / "r", checkpoint_dir=tmp_path / "c")
-    with locked_folders(config, SERIAL):
+    with RunOutputs(config, SERIAL, BACKEND).locked():
         code, printed = refuse(distributed_train.main, "distributed_train.py", ["--recipe", "mlp-digits", *places])
     assert code == 2
     assert f"{config.run_dir} is in use by another run (process {os.getpid()}, since 2" in printed
     assert "--results-dir DIR --checkpoint-dir DIR" in printed
     assert len(printed.splitlines()) == 1
-    with locked_folders(config, SERIAL), locked_folders(config, DISTRIBUTED):
+    with RunOutputs(config, SERIAL, BACKEND).locked(), RunOutputs(config, DISTRIBUTED, BACKEND).locked():
         pass  # free again, and each kind has its own files
 
 
 def test_a_shared_checkpoint_folder_is_noticed_too(tmp_path):
     first, second = (TrainConfig(results_dir=tmp_path / name, checkpoint_dir=tmp_path / "c") for name in "ab")
     refused = pytest.raises(InputError, match="/c is in use")
-    with locked_folders(first, SERIAL), refused, locked_folders(second, SERIAL):
+    with RunOutputs(first, SERIAL, BACKEND).locked(), refused, RunOutputs(second, SERIAL, BACKEND).locked():
         pass
-    with locked_folders(second, SERIAL):
+    with RunOutputs(second, SERIAL, BACKEND).locked():
         pass
 
 
 def test_only_rank_0_locks(tmp_path):
     config = TrainConfig(results_dir=tmp_path, checkpoint_dir=tmp_path)
     first, second = (World(rank, 2, rank, 2, launched=True) for rank in range(2))
-    with locked_folders(config, first), locked_folders(config, second):
+    with RunOutputs(config, first, BACKEND).locked(), RunOutputs(config, second, BACKEND).locked():
         pass
 
 
@@ -69,11 +70,11 @@ def test_only_rank_0_locks(tmp_path):
 def test_a_folder_that_cannot_be_written_is_named(config, tmp_path, folder):
     (tmp_path / folder).write_text("a file in the way")
     with pytest.raises(InputError, match=f"cannot write into {tmp_path / folder}.*choose a writable folder"):
-        require_writable_folders(config)
+        RunOutputs(config, SERIAL, BACKEND)
 
 
 def test_folders_that_can_be_written_are_created_and_stay_empty(config):
-    require_writable_folders(config)
+    RunOutputs(config, SERIAL, BACKEND)
     assert list(config.run_dir.iterdir()) == list(config.checkpoint_dir.iterdir()) == []
 
 
@@ -128,12 +129,12 @@ def test_a_finished_run_is_not_trained_again_by_resume(tmp_path, capsys):
 
 def test_a_run_says_which_earlier_one_it_replaces(stopped, capsys):
     capsys.readouterr()
-    assert not is_finished(stopped, SERIAL, resume=False)
+    assert not RunOutputs(stopped, SERIAL, BACKEND).is_finished(resume=False)
     assert capsys.readouterr().out == ""
     assert train(stopped, make_data())
     earlier, _ = finished_run(stopped, "baseline", 1)
     capsys.readouterr()
-    assert not is_finished(replace(stopped, lr=0.2), SERIAL, resume=False)
+    assert not RunOutputs(replace(stopped, lr=0.2), SERIAL, BACKEND).is_finished(resume=False)
     line = f"replaces that of {earlier.finished_at} (1 process(es), {earlier.test_accuracy:.2%}) in {stopped.run_dir}"
     assert line in capsys.readouterr().out
 
@@ -143,10 +144,10 @@ def test_an_interrupted_run_after_a_finished_one_is_resumed(stopped, capsys):
     assert train(stopped, make_data())
     assert not train(stopped, make_data(), stop_at=8, checkpoint_every=4)
     assert finished_run(stopped, "baseline", 1)
-    assert not is_finished(stopped, SERIAL, resume=True)
+    assert not RunOutputs(stopped, SERIAL, BACKEND).is_finished(resume=True)
     assert "finished at" not in capsys.readouterr().out
     assert train(stopped, make_data(), resume=True)
-    assert is_finished(stopped, SERIAL, resume=True)
+    assert RunOutputs(stopped, SERIAL, BACKEND).is_finished(resume=True)
 
 
 # The files of a run
@@ -154,16 +155,16 @@ def test_an_interrupted_run_after_a_finished_one_is_resumed(stopped, capsys):
 
 @pytest.fixture
 def trained(tmp_path):
-    """The arguments of save_run() for a run of two epochs whose training has just ended."""
+    """State, confusion counts, data and configuration of a run of two epochs whose training has just ended."""
     config, data = in_folder(replace(SMALL, epochs=2, threads=1), tmp_path), make_data()
     state, loader = build_state(config, data, SERIAL, CPU), TrainLoader(data, config, SERIAL, CPU)
     confusion = fit(state, loader, data, config, SERIAL)
-    return state, confusion, data, config, SERIAL, "gloo"
+    return state, confusion, data, config
 
 
 def test_the_records_follow_from_the_training_state(trained):
-    state, confusion, data, config, *_ = trained
-    record = save_run(*trained)
+    state, confusion, data, config = trained
+    record = RunOutputs(config, SERIAL, BACKEND).save(state, confusion, data)
     run, history = load_run(config.run_dir, "baseline")
     assert record == run
     assert history.epochs == state.history
@@ -184,8 +185,9 @@ def test_the_records_follow_from_the_training_state(trained):
 @pytest.mark.parametrize("fails", ["model", "history", "metrics"])
 def test_files_of_two_runs_are_never_taken_for_one(fails, trained, monkeypatch):
     """Metrics come last: when writing stops before, an earlier run is either untouched or has no metrics."""
-    config = trained[3]
-    save_run(*trained)
+    *ended, config = trained
+    files = RunOutputs(config, SERIAL, BACKEND)
+    files.save(*ended)
     metrics, _ = record_paths(config.run_dir, "baseline")
     earlier = metrics.read_bytes()
 
@@ -200,7 +202,7 @@ def test_files_of_two_runs_are_never_taken_for_one(fails, trained, monkeypatch):
             outputs, "save_record", lambda r, path: fail() if type(r).__name__ == unwanted else save_record(r, path)
         )
     with pytest.raises(InputError, match="no space left"):
-        save_run(*trained)
+        files.save(*ended)
     if fails == "model":
         assert metrics.read_bytes() == earlier
     else:

@@ -126,7 +126,7 @@ def test_who_shows_what(monkeypatch, tmp_path, terminal, notebook, world, expect
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     if notebook:
         monkeypatch.setitem(sys.modules, "ipykernel", object())
-    found = [type(callback) for callback in progress_callbacks(config, world, world.kind, 40)]
+    found = [type(callback) for callback in progress_callbacks(config, world, 40)]
     assert found == [*expected, *([TensorBoard] if tensorboard and world.is_main else [])]
     events = list(tmp_path.glob(f"resnet50-cifar10/tensorboard/{world.kind}/events*"))
     assert len(events) == (tensorboard and world.is_main)
@@ -135,4 +135,4 @@ def test_who_shows_what(monkeypatch, tmp_path, terminal, notebook, world, expect
 def test_tensorboard_that_is_not_installed_is_an_input_error(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(InputError, match="pip install tensorboard"):
-        progress_callbacks(TrainConfig(tensorboard=True, results_dir=tmp_path), World(), "baseline", 40)
+        progress_callbacks(TrainConfig(tensorboard=True, results_dir=tmp_path), World(), 40)
