@@ -54,14 +54,13 @@ def run(config: TrainConfig, options: CheckpointOptions, world: World, callbacks
     device = choose_device(config.device, world.size, world.local_rank)
     choose_precision(config.precision, device)
     backend = choose_backend(config.backend, device, world.local_size)  # NEW: the library that sends the gradients
-    check_comm_hook(config.comm_hook, device, world)  # NEW: not every hook works everywhere
     set_threads(config, world.local_size)
+    check_comm_hook(config.comm_hook, device, world)  # NEW: not every hook works everywhere
     outputs = RunOutputs(config, world, backend)
 
     # 2. The data: every rank holds all images and visits its own shard of them, reshuffled each epoch.
     data = load_dataset(config)
     loader = TrainLoader(data, config, world, device)  # NEW: world decides which shard
-
     callbacks = [*progress_callbacks(config, world, loader.steps), *callbacks]
 
     with outputs.locked(), process_group(world, backend, device):  # NEW: the ranks meet
@@ -83,9 +82,9 @@ def train(
     """Build, train, save. A function of its own, so that the model is released before the process group ends."""
     # 3. Model and optimizer: the same weights on every rank; under torchrun DDP averages their gradients.
     state = build_state(config, data, world, loader.device)
-    checkpoints = CheckpointManager(config, options, world, data)
     if world.is_main:  # NEW: only one rank prints
         print(describe_run(config, world, state), flush=True)
+    checkpoints = CheckpointManager(config, options, world, data)
     checkpoints.resume(state)
 
     # 4. The epochs. Inside, loss.backward() is where DDP communicates; optimizer.step() is local.

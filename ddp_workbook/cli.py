@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ddp_workbook.config import CommHookName
-from ddp_workbook.errors import InputError, exit_with
+from ddp_workbook.errors import InputError, error_line
 from ddp_workbook.flags import parse_command
 from ddp_workbook.recipes import EMBEDDED, get_recipe, serial_recipe
 
@@ -149,7 +149,8 @@ def main() -> None:
     try:
         parse_command(COMMANDS, sys.argv[1:], prog="ddp-workbook", description=__doc__)()
     except InputError as error:
-        exit_with(error, "ddp-workbook")
+        print(error_line("ddp-workbook", error), file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     except RuntimeError as error:  # a cell failed and its own error was shown; a traceback from here would hide it

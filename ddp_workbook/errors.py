@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from typing import NoReturn
-
 from pydantic import ValidationError
 
 
@@ -33,9 +30,3 @@ def message_in(line: str, program: str) -> str | None:
     """The message of an error_line() of this program; None for any other line."""
     start = error_line(program, InputError(""))
     return line.removeprefix(start) if line.startswith(start) else None
-
-
-def exit_with(error: InputError, program: str) -> NoReturn:
-    """End the process with code 2 and the error's line on stderr."""
-    print(error_line(program, error), file=sys.stderr, flush=True)
-    sys.exit(2)

@@ -73,7 +73,7 @@ DATASETS = {
         mirror_keeps_class=False,
     ),
     "mnist": DatasetSpec(
-        title="MNIST", source="lecun1998", images=(60_000, 10_000), folder="MNIST/raw", grey=True,
+        title="MNIST", source="lecun1998", images=(60_000, 10_000), folder="MNIST", grey=True,
         mirror_keeps_class=False,
     ),
     "cifar10": DatasetSpec(

@@ -185,19 +185,13 @@ def predicted_on_network(costs: ModelCosts, batch: int, link: Link, processes: i
     )
     ax.plot(counts, costmodel.gustafson(share, counts), color=BLUE, linestyle=":", label="Gustafson, same share")
     ax.plot(counts, counts, color=GREY, linestyle="--", linewidth=1, label="ideal")
-    _log_axes(ax, processes, min(strong))
-    ax.set_title(title, fontsize=10)
-    ax.legend(fontsize=8)
-    return figure
-
-
-def _log_axes(ax: Axes, processes: int, lowest: float) -> None:
-    ax.set_xscale("log", base=2)
-    ax.set_yscale("log", base=2)
     ticks = [2**power for power in range(processes.bit_length())]
+    below = range(int(np.floor(np.log2(min(*strong, 1.0)))), 0)
+    ax.set(xscale="log", yscale="log", xlabel="machines", ylabel="predicted speedup over one machine")
     ax.set_xticks(ticks, labels=[str(tick) for tick in ticks])
-    below = range(int(np.floor(np.log2(min(lowest, 1.0)))), 0)
     ax.set_yticks([*(2.0**power for power in below), *ticks])
     ax.set_yticklabels([*(f"1/{2**-power}" for power in below), *map(str, ticks)])
     ax.minorticks_off()
-    ax.set(xlabel="machines", ylabel="predicted speedup over one machine")
+    ax.set_title(title, fontsize=10)
+    ax.legend(fontsize=8)
+    return figure

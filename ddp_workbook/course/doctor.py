@@ -183,8 +183,11 @@ def check_all_reduce() -> Finding:
     except RuntimeError as error:
         lines.append(f"error: {_first_line(error)}")
     advice = "fix the faults above first; if there are none, try without VPN and firewall"
+    printed = [line.strip() for line in lines if line.strip()] or ["the processes printed nothing"]
     works = lines.count("sum 3") == 2
-    return _judge("all-reduce", "2 processes added 1 and 2" if works else _last(lines), fault="" if works else advice)
+    return _judge(
+        "all-reduce", "2 processes added 1 and 2" if works else printed[-1][:200], fault="" if works else advice
+    )
 
 
 def check_dataset(name: str, data_dir: Path) -> Finding:
@@ -216,10 +219,6 @@ def _existing(folder: Path) -> Path:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def _last(lines: list[str]) -> str:
-    return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "the processes said nothing")
 
 
 def examine(

@@ -50,7 +50,9 @@ def torchrun(
         raise InputError(f"{script} is not here; run this from the workbook's folder")
     with tempfile.TemporaryDirectory(prefix="torchrun-") as folder:
         error_file = Path(folder) / "error.json"
-        process = _start(_command(script, processes, arguments, restarts), _environment(processes, error_file))
+        module = [sys.executable, "-m", "ddp_workbook.distributed.rendezvous"]  # torchrun with a store on loopback only
+        options = [f"--nproc_per_node={processes}", f"--max-restarts={restarts}", str(script), *map(str, arguments)]
+        process = _start([*module, *options], _environment(processes, error_file))
         rejection = None
         try:
             for line in process.stdout:
@@ -64,12 +66,6 @@ def torchrun(
             raise InputError(rejection)
         if code:
             raise LaunchError(_first_error(error_file) or f"torchrun ended with exit code {code}")
-
-
-def _command(script: Path, processes: int, arguments: Sequence[str], restarts: int) -> list[str]:
-    module = [sys.executable, "-m", "ddp_workbook.distributed.rendezvous"]  # torchrun with a store on loopback only
-    options = [f"--nproc_per_node={processes}", f"--max-restarts={restarts}"]
-    return [*module, *options, str(script), *map(str, arguments)]
 
 
 def _environment(processes: int, error_file: Path) -> dict[str, str]:

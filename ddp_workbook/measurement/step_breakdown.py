@@ -12,14 +12,15 @@ import torch.distributed as dist
 from torch.nn import functional
 
 from ddp_workbook.config import TrainConfig
-from ddp_workbook.devices import Precision, choose_device, describe_environment, synchronize
+from ddp_workbook.devices import choose_device, describe_environment, synchronize
 from ddp_workbook.distributed.comm_hooks import Traffic
-from ddp_workbook.distributed.ddp import MeteredDDP, gradient_sync
+from ddp_workbook.distributed.ddp import gradient_sync
 from ddp_workbook.errors import InputError
 from ddp_workbook.measurement.workers import Worker, WorkerPool
 from ddp_workbook.records.timing import AllReduceBenchmark, AllReduceTimes, StepBreakdown, StepTimes, Timeline
 from ddp_workbook.training.loader import Batch
 from ddp_workbook.training.models import count_parameters
+from ddp_workbook.training.state import TrainingState
 
 WARM_UP_STEPS = 3
 ALL_REDUCE_BYTES = tuple(2**power for power in (10, 12, 14, 16, 18, 20, 22, 24, 26, 27))  # 1 KiB to 128 MiB
@@ -27,13 +28,7 @@ BYTES_PER_SIZE = 64 * 2**20  # sent in all for one size: small messages are repe
 
 
 def time_steps(
-    model: MeteredDDP,
-    batches: Iterator[list[Batch]],
-    optimizer: torch.optim.Optimizer,
-    precision: Precision,
-    smoothing: float,
-    steps: int,
-    warm_up: int = WARM_UP_STEPS,
+    state: TrainingState, batches: Iterator[list[Batch]], smoothing: float, steps: int, warm_up: int = WARM_UP_STEPS
 ) -> tuple[list[StepTimes], list[StepTimes], Timeline]:
     """On one rank, `steps` pairs of a synced step and a step under no_sync, in turns, after `warm_up` pairs.
 
@@ -45,12 +40,12 @@ def time_steps(
     for number in range(2 * (warm_up + steps)):
         synced = number % 2 == 0
         dist.barrier()
-        model.meter.take()
-        step, marks = _time_step(model, batches, optimizer, precision, smoothing, synced)
+        state.model.meter.take()
+        step, marks = _time_step(state, batches, smoothing, synced)
         if number < 2 * warm_up:
             continue
         if synced:
-            traffic = model.meter.take()
+            traffic = state.model.meter.take()
             step = step.model_copy(update={"collectives": traffic.collective_seconds, "waited": traffic.waited[0]})
             timeline = _timeline(marks, traffic)
         times[synced].append(step)
@@ -71,14 +66,10 @@ def _timeline(marks: list[float], traffic: Traffic) -> Timeline:
 
 
 def _time_step(
-    model: MeteredDDP,
-    batches: Iterator[list[Batch]],
-    optimizer: torch.optim.Optimizer,
-    precision: Precision,
-    smoothing: float,
-    synced: bool,
+    state: TrainingState, batches: Iterator[list[Batch]], smoothing: float, synced: bool
 ) -> tuple[StepTimes, list[float]]:
     """The step of loop.train_step(), with the clock read between its parts."""
+    model, optimizer, precision = state.model, state.optimizer, state.precision
     marks = [time.perf_counter()]
 
     def mark() -> None:
@@ -106,10 +97,7 @@ def time_session_steps(
 ) -> tuple[list[StepTimes], list[StepTimes], Timeline]:
     """time_steps() in a worker's training session."""
     session = worker.session(replace(config, grad_accum_steps=1), True)
-    state = session.state
-    return time_steps(
-        state.model, session.batches, state.optimizer, state.precision, config.label_smoothing, steps, warm_up
-    )
+    return time_steps(session.state, session.batches, config.label_smoothing, steps, warm_up)
 
 
 def describe_session(worker: Worker, config: TrainConfig) -> tuple[int, str]:

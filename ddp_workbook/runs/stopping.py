@@ -33,9 +33,6 @@ class StopRequest:
     number: int = 0
     """Number of the signal; 0: none came."""
 
-    def note(self, number: int, _: FrameType | None) -> None:
-        self.number = self.number or number
-
 
 @contextmanager
 def stop_signals(world: World) -> Iterator[StopRequest]:
@@ -45,8 +42,8 @@ def stop_signals(world: World) -> Iterator[StopRequest]:
     """
     request = StopRequest()
 
-    def note(number: int, frame: FrameType | None) -> None:
-        request.note(number, frame)
+    def note(number: int, _: FrameType | None) -> None:
+        request.number = request.number or number
         if not world.launched:
             signal.signal(number, before[number])
 

@@ -23,7 +23,7 @@ from ddp_workbook.distributed.ddp import (
 )
 from ddp_workbook.distributed.process_group import World
 from ddp_workbook.errors import diverged
-from ddp_workbook.records.run import Communication, EpochRecord
+from ddp_workbook.records.run import EpochRecord
 from ddp_workbook.training.datasets import Dataset
 from ddp_workbook.training.loader import Batch, TrainLoader, evaluation_batches
 from ddp_workbook.training.metrics import StepOutput
@@ -125,7 +125,9 @@ def fit(
     while not state.finished:
         state.partial.start_clock()
         loss, correct = train_epoch(state, loader, config, callbacks)
-        seconds, communication = _end_of_training(state)
+        synchronize(state.device)
+        seconds = state.partial.clock.seconds
+        communication = add_communication(state.partial.communication, take_communication(state.model))  # NEW
         started = time.perf_counter()
         average_buffers(state.model)  # NEW: all ranks test the same model
         batches = evaluation_batches(test, loader.normalize, world)
@@ -150,11 +152,3 @@ def fit(
         for callback in callbacks:
             callback.after_epoch(state)
     return confusion
-
-
-def _end_of_training(state: TrainingState) -> tuple[float, Communication | None]:
-    """Seconds of training, and communication, of the epoch whose last step was just taken."""
-    synchronize(state.device)
-    seconds = state.partial.clock.seconds
-    communication = take_communication(state.model)  # NEW: how much of that time went into gradients
-    return seconds, add_communication(state.partial.communication, communication)

@@ -37,6 +37,12 @@ FIGURES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_figures_of_other_tests():
+    """A report that fails leaves its figures open."""
+    plt.close("all")
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_is_the_same_bytes_twice_and_its_axes_are_labelled(name):
     figure = FIGURES[name]()

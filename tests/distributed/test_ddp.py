@@ -63,12 +63,12 @@ def starts_from_the_weights_of_rank_0(rank):
 
 
 def difference_after_an_accumulated_step(rank):
-    """Largest difference from the weights that one process gets from the whole batch."""
+    """Largest difference from the weights that one process gets from all images."""
     config = replace(CONFIG, grad_accum_steps=2)
     serial, ddp = plain_model(), ddp_model(seed=rank)
     mine = [batch(slice(rank, 16 + rank, 2)), batch(slice(16 + rank, None, 2))]
-    whole = [batch(slice(0, 16)), batch(slice(16, 32))]
-    train_step(serial, whole, build_optimizer(serial, config, 2), FP32, 0.0)
+    all_images = [batch(slice(0, 16)), batch(slice(16, 32))]
+    train_step(serial, all_images, build_optimizer(serial, config, 2), FP32, 0.0)
     train_step(ddp, mine, build_optimizer(ddp, config, 2), FP32, 0.0)
     return max((a - b).abs().max().item() for a, b in zip(serial.parameters(), ddp.parameters(), strict=True))
 

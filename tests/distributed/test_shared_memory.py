@@ -40,20 +40,23 @@ def weights_after_steps(rank, comm_hook):
 
 
 def with_both_hooks(rank):
+    """Buckets, weights with each of the hooks, and the files that this rank has created for them."""
+    files, new_file = [], shared_memory._new_file
+    shared_memory._new_file = lambda size: files.append(new_file(size)) or files[-1]
     (buckets, shared), (_, reduced) = (weights_after_steps(rank, hook) for hook in ("shared-memory", "allreduce"))
-    return buckets, shared, reduced
+    return buckets, shared, reduced, files
 
 
 @pytest.mark.parametrize(("ranks", "tolerance"), [(1, 0.0), (2, 0.0), (3, 1e-6)])
 def test_the_weights_are_those_of_an_all_reduce(ranks, tolerance):
     """Of one and two ranks, bit for bit: halving is exact, and two numbers have one sum."""
-    before = set(shared_memory.FOLDER.glob("averaging-*"))
     answers = run_on_ranks(with_both_hooks, ranks)
     assert answers[0][0] > STEPS
-    for _, shared, reduced in answers:
+    for _, shared, reduced, _ in answers:
         assert (shared == answers[0][1]).all()
         assert abs(shared - reduced).max() <= tolerance
-    assert set(shared_memory.FOLDER.glob("averaging-*")) == before
+    assert [len(files) for _, _, _, files in answers] == [1] + [0] * (ranks - 1)
+    assert not Path(answers[0][3][0]).exists()
 
 
 def without_memory(rank, folder):

@@ -17,6 +17,7 @@ from ddp_workbook.errors import InputError
 from ddp_workbook.measurement.step_breakdown import benchmark_all_reduce, measure_step_breakdown, time_steps
 from ddp_workbook.measurement.workers import WorkerPool
 from ddp_workbook.recipes import RECIPES
+from ddp_workbook.training.state import TrainingState
 
 CPU = torch.device("cpu")
 STEPS = 5
@@ -67,9 +68,10 @@ def time_cases(rank, cases):
         model = MeteredDDP(TwoBuckets(pause), CPU, TrainConfig())
         model.meter.inner = delayed(delays)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+        state = TrainingState(model, optimizer, schedule, Precision(CPU, "fp32"), epochs=1, steps_per_epoch=1)
         batch = torch.randn(4, 8), torch.randint(600, (4,))
-        precision = Precision(CPU, "fp32")
-        found.append(time_steps(model, itertools.repeat([batch]), optimizer, precision, 0.0, STEPS))
+        found.append(time_steps(state, itertools.repeat([batch]), 0.0, STEPS))
     return found
 
 

@@ -70,13 +70,13 @@ def test_a_step_equals_one_written_by_hand():
 
 def test_accumulated_batches_equal_one_large_batch():
     config = TrainConfig(batch_size=4, grad_accum_steps=3, base_batch_size=12)
-    ours, whole = small_model(), small_model()
+    ours, large = small_model(), small_model()
     images, labels = some_batch()
     parts = list(zip(images.split(4), labels.split(4), strict=True))
     outputs = train_step(ours, parts, build_optimizer(ours, config, 1), FP32, 0.0)
-    expected = train_step(whole, [(images, labels)], build_optimizer(whole, config, 1), FP32, 0.0)
+    expected = train_step(large, [(images, labels)], build_optimizer(large, config, 1), FP32, 0.0)
     assert torch.allclose(sum_outputs(outputs), sum_outputs(expected), rtol=1e-5)
-    for mine, theirs in zip(ours.parameters(), whole.parameters(), strict=True):
+    for mine, theirs in zip(ours.parameters(), large.parameters(), strict=True):
         assert torch.allclose(mine, theirs, atol=1e-6)
 
 
