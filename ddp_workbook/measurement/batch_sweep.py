@@ -79,7 +79,7 @@ def _measure_point(
         model=config.model, images=images, gradient_bytes=4 * parameters, buckets=1, serial=[], synced=[], no_sync=[]
     )
     for number in range(ROUNDS_AT_MOST * rounds):
-        if number >= rounds and is_settled(point):
+        if number >= max(rounds, 2) and is_settled(point):
             break
         [(seconds, _)] = serial.call(time_training, whole, False, steps, None)
         answers = distributed.call(time_session_steps, split, steps, WARM_UP_STEPS if number == 0 else 0)
