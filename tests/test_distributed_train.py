@@ -67,7 +67,8 @@ def test_both_runs_leave_checkpoints_of_the_same_plain_model(runs):
 
 def test_only_one_rank_prints(runs):
     assert runs[2].count("test accuracy") == 1
-    assert runs[1].count("epoch  1/1") == runs[2].count("epoch  1/1") == 1
+    line = "epoch  1/1  loss"  # of a finished epoch; a slow machine also prints lines with "step"
+    assert runs[1].count(line) == runs[2].count(line) == 1
 
 
 def test_tensorboard_events_hold_the_history(runs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from ddp_workbook.specs import MODELS
 from ddp_workbook.training.datasets import load_dataset
 
 ROUNDS_AT_MOST = 3  # times the rounds asked for: nine rounds are enough to leave the most extreme ratio out
+SECONDS_AT_MOST = 15  # for a point; on a busy machine it is marked as not settled instead
 
 
 def sweep_config(config: TrainConfig, model: str) -> TrainConfig:
@@ -35,7 +37,8 @@ def sweep_batch_sizes(
 ) -> BatchSweep:
     """Every model at every batch size (images per process): rounds of serial and distributed steps.
 
-    At least `rounds` rounds for a point, and more, up to ROUNDS_AT_MOST times as many, until its speedup is settled.
+    At least `rounds` rounds for a point, and more until its speedup is settled: up to ROUNDS_AT_MOST times as many, for
+    SECONDS_AT_MOST seconds.
     """
     device = choose_device(config.device, processes)
     threads = choose_threads(config.threads, processes)
@@ -78,8 +81,10 @@ def _measure_point(
     point = SweepPoint.model_construct(
         model=config.model, images=images, gradient_bytes=4 * parameters, buckets=1, serial=[], synced=[], no_sync=[]
     )
+    started = time.perf_counter()
     for number in range(ROUNDS_AT_MOST * rounds):
-        if number >= max(rounds, 2) and is_settled(point):
+        late = time.perf_counter() - started > SECONDS_AT_MOST
+        if number >= max(rounds, 2) and (late or is_settled(point)):
             break
         [(seconds, _)] = serial.call(time_training, whole, False, steps, None)
         answers = distributed.call(time_session_steps, split, steps, WARM_UP_STEPS if number == 0 else 0)

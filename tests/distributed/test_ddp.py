@@ -97,6 +97,7 @@ def communication_of_two_steps(rank):
 def averaged_running_statistics(rank):
     norm = nn.Sequential(nn.BatchNorm1d(4))
     norm(torch.full((6, 4), float(rank)) + torch.arange(6.0)[:, None])
+    norm[0].num_batches_tracked += 7 * rank
     average_buffers(norm)
     return norm[0].running_mean.tolist(), norm[0].num_batches_tracked.item()
 
@@ -159,10 +160,11 @@ def test_communication_is_that_since_the_last_call_and_the_same_on_both_ranks(an
 
 
 def test_running_statistics_are_averaged(answers):
-    """Batch means 2.5 and 3.5, momentum 0.1: 0.25 and 0.35 before, 0.3 after on both ranks. The counter stays."""
-    for means, batches in answers(averaged_running_statistics):
-        assert means == pytest.approx([0.3] * 4)
-        assert batches == 1
+    """Batch means 2.5 and 3.5, momentum 0.1: 0.25 and 0.35 before, 0.3 after on both ranks. Counters stay."""
+    (first, one), (second, eight) = answers(averaged_running_statistics)
+    assert first == pytest.approx([0.3] * 4)
+    assert second == first
+    assert (one, eight) == (1, 8)
 
 
 def test_unwrapped_names_are_those_of_the_model(answers):

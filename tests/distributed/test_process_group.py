@@ -31,7 +31,7 @@ def torchruns_variables(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
 
 
-def test_without_torchrun_a_process_is_alone(monkeypatch):
+def test_without_torchrun_a_process_is_the_only_one(monkeypatch):
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     assert read_world() == World()

@@ -35,7 +35,7 @@ def test_a_convolution_and_its_gradients_stay_the_same(arguments, replaced, size
     assert torch.allclose(ours[0].weight.grad, plain.weight.grad, rtol=1e-10)
 
 
-def test_convolutions_with_a_bias_are_left_alone():
+def test_convolutions_with_a_bias_stay_as_they_are():
     model = nn.Sequential(nn.Conv2d(4, 6, 1))
     compute_by_matmul(model)
     assert type(model[0]) is nn.Conv2d
