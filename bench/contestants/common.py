@@ -1,6 +1,6 @@
 """What all contestants share: the jobs, the data on disk, the plain model, and how a run reports itself.
 
-A contestant is a script of its own, started afresh for every measurement (bench/compare.py), which trains two epochs
+A contestant is a script, started as a new process for every measurement (bench/compare.py), which trains two epochs
 of a job and tests after each: the first epoch warms up, the second is measured. It prints one line of JSON. With
 --epochs N it trains N epochs on the whole data set instead (bench/time_to_accuracy.py).
 """
