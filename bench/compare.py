@@ -5,7 +5,8 @@
 
 Every measurement is a fresh start of a contestant (bench/contestants/), which trains two epochs and reports the second.
 Contestants take turns. Before the first round the tutorial way tries 0, 1 and 2 workers in its DataLoader; the fastest
-number holds for all that have the same DataLoader. Writes compare_<job>_<processes>p.json for each job, atomically, and from all that are there compare.csv and compare.png, into results/reference/bench.
+number holds for all that have the same DataLoader. Writes compare_<job>_<processes>p.json for each job, and from all
+that are there compare.csv and compare.png, into results/reference/bench.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python bench/time_to_accuracy.py [--goal 0.6258] [--epochs 3]
 
 ResNet-50 on all of CIFAR-10, one process on all cores, the recipe's optimizer and schedule; each has its own precision
-(fp32 in the tutorial). A run that misses the goal is repeated from scratch with one epoch more. One after the other, one seed each: the
-seconds have no interval. Writes results/reference/bench/time_to_accuracy.json.
+(fp32 in the tutorial). A run that misses the goal is repeated from scratch with one epoch more. One after the other,
+one seed each: the seconds have no interval. Writes results/reference/bench/time_to_accuracy.json.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def test_accuracy(model: nn.Module, loader: torch.utils.data.DataLoader) -> float:
-    """Share of right answers over all processes."""
+    """Share of correct predictions over all processes."""
     model.eval()
     counts = torch.zeros(2)
     with torch.no_grad():
