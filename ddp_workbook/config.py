@@ -14,6 +14,7 @@ from ddp_workbook.specs import DATASETS, MODELS
 
 ModelName = Literal[*MODELS]
 DatasetName = Literal[*DATASETS]
+DeviceName = Literal["cpu", "cuda", "mps"]
 CommHookName = Literal["allreduce", "bf16", "fp16", "powersgd", "shared-memory"]
 
 
@@ -87,7 +88,7 @@ class TrainConfig:
 
     seed: int = 0
     """Decides the initial weights, the order of the images and the augmentation."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Literal["auto", DeviceName] = "auto"
     """Where to compute; auto takes the accelerator that torch finds."""
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     """Library for the collectives; auto: NCCL on CUDA, Gloo on CPU."""
@@ -101,7 +102,7 @@ class TrainConfig:
     """Also write TensorBoard event files to <results-dir>/<recipe>/tensorboard."""
 
     def __post_init__(self) -> None:
-        at_least_one = ("image_size", "epochs", "batch_size", "grad_accum_steps", "base_batch_size", "step_epochs")
+        at_least_one = ("epochs", "batch_size", "grad_accum_steps", "base_batch_size", "step_epochs")
         for name in at_least_one:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("model", self.model in MODELS, f"one of {', '.join(MODELS)}")

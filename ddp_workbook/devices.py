@@ -32,8 +32,8 @@ def choose_device(asked: str, processes: int = 1, local_rank: int = 0) -> torch.
     Several processes use the CPU instead of MPS, because Gloo has no MPS collectives. Raises InputError when the
     device asked for does not exist.
     """
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    kind = found.type if found else "cpu"
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    kind = accelerator.type if accelerator else "cpu"
     if asked == "auto":
         asked = kind if kind in ("cuda", "mps") else "cpu"
         if asked == "mps" and processes > 1:

@@ -108,11 +108,6 @@ def require_comparable(baseline: RunRecord, distributed: RunRecord) -> None:
     for name, first, second in checks:
         if first != second:
             raise InputError(
-                f"these runs cannot be compared: {name} is {_short(first)} in the baseline and {_short(second)} in the "
+                f"these runs cannot be compared: {name} is {first!r:.40} in the baseline and {second!r:.40} in the "
                 f"distributed run; train one of them again with the other's setting"
             )
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -108,7 +108,7 @@ def check_loopback() -> Finding:
     if name is None:
         return _judge("loopback interface", "not asked for by name on this system")
     families = (socket.AF_INET, socket.AF_INET6)
-    addresses = [one.address for one in psutil.net_if_addrs().get(name, []) if one.family in families]
+    addresses = [each.address for each in psutil.net_if_addrs().get(name, []) if each.family in families]
     up = name in psutil.net_if_stats() and psutil.net_if_stats()[name].isup
     advice = f"bring it up, as root: ip link set {name} up" if sys.platform == "linux" else f"bring {name} up"
     what = f"{name} {'is up' if up else 'is down'} with {', '.join(addresses) or 'no address'}"
@@ -140,12 +140,13 @@ def check_versions() -> Finding:
     """torchvision's compiled part works only with the version of torch that it requires."""
     try:
         what = f"torch {version('torch')}, torchvision {version('torchvision')}"
-        wanted = [one.split("==")[1].split(";")[0].strip() for one in requires("torchvision") or () if "torch==" in one]
+        pins = [line for line in requires("torchvision") or () if "torch==" in line]
+        needs = [pin.split("==")[1].split(";")[0].strip() for pin in pins]
     except PackageNotFoundError as error:
         return _judge("torch and torchvision", str(error), fault='install both: pip install -e ".[dev]"')
-    if wanted and version("torch").split("+")[0] != wanted[0].split("+")[0]:
-        advice = f"install torch {wanted[0]}, or both again: pip install --upgrade torch torchvision"
-        return _judge("torch and torchvision", f"{what}, which wants torch {wanted[0]}", fault=advice)
+    if needs and version("torch").split("+")[0] != needs[0].split("+")[0]:
+        advice = f"install torch {needs[0]}, or both again: pip install --upgrade torch torchvision"
+        return _judge("torch and torchvision", f"{what}, which needs torch {needs[0]}", fault=advice)
     try:
         from torchvision.ops import nms
 

@@ -87,15 +87,15 @@ def _time_left(done: Sequence[float], parts: int) -> str:
 def require_same(earlier: BenchmarkRecord, new: BenchmarkRecord, folder: Path) -> None:
     """Raise InputError, naming the field, unless both are the same experiment on the same machine."""
 
-    def settings(record: BenchmarkRecord) -> dict[str, object]:
-        machine = {f"environment.{name}": getattr(record.environment, name) for name in HARDWARE}
-        names = [configuration.name for configuration in record.configurations]
-        return machine | {"configurations": names, "scaling": record.scaling, "steps": record.steps}
-
+    settings = {
+        **{f"environment.{name}": [getattr(each.environment, name) for each in (earlier, new)] for name in HARDWARE},
+        "configurations": [[configuration.name for configuration in each.configurations] for each in (earlier, new)],
+        "scaling": [earlier.scaling, new.scaling],
+        "steps": [earlier.steps, new.steps],
+    }
     name = first_difference(earlier.config, new.config, PATHS)
     differing = [f"config.{name}"] if name else []
-    theirs, ours = settings(earlier), settings(new)
-    differing += [name for name in ours if theirs[name] != ours[name]]
+    differing += [name for name, (theirs, ours) in settings.items() if theirs != ours]
     if differing:
         raise InputError(
             f"{folder} belongs to another experiment: its {differing[0]} differs; choose another --output-dir"

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ddp_workbook.config import DeviceName
 from ddp_workbook.records.run import SCHEMA_VERSION, Amount, Count, Share, Strict
 from ddp_workbook.records.timing import Interval, SpeedupSummary
 
@@ -16,7 +17,7 @@ class CourseChoice(Strict):
     schema_version: Literal[1] = SCHEMA_VERSION
     recipe: str
     data_dir: str
-    device: Literal["cpu", "cuda", "mps"]
+    device: DeviceName
     processes: Annotated[int, Field(ge=1)]
     epochs: Annotated[int, Field(ge=1)] | None
 
