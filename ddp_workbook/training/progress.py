@@ -81,7 +81,8 @@ class Bar:
     """One bar for the whole run, and a line per epoch above it."""
 
     def __init__(self, config: TrainConfig, steps_per_epoch: int) -> None:
-        self.bar = tqdm(total=config.epochs * steps_per_epoch, unit="step", file=sys.stdout, ncols=100, leave=False)
+        total = config.epochs * steps_per_epoch
+        self.bar = tqdm(total=total, unit="step", file=sys.stdout, ncols=100, leave=False, delay=0.01)  # not at once
 
     def after_step(self, state: TrainingState) -> None:
         self.bar.update(state.step - self.bar.n)
