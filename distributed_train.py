@@ -52,7 +52,7 @@ def run(config: TrainConfig, options: CheckpointOptions, world: World, callbacks
     """
     # 1. The machine: each process takes its device and its share of the cores.
     device = choose_device(config.device, world.size, world.local_rank)
-    choose_precision(config.precision, device)
+    choose_precision(config.precision, device)  # only to reject now what the device does not offer
     backend = choose_backend(config.backend, device, world.local_size)  # NEW: the library that sends the gradients
     set_threads(config, world.local_size)
     check_comm_hook(config.comm_hook, device, world)  # NEW: not every hook works everywhere
