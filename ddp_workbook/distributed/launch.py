@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import queue
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,6 +34,78 @@ def check_process_count(processes: int) -> None:
         raise InputError(f"the number of processes must be from 1 to {MOST_PROCESSES}, not {processes}")
 
 
+class Launch:
+    """A torchrun on this machine that runs in the background: wait() shows its output, stop() ends it.
+
+    It starts `script` on `processes` ranks. When a rank dies, torchrun restarts all of them, at most `restarts` times.
+    What is still running when Python exits is stopped.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        processes: int,
+        script: Path = Path("distributed_train.py"),
+        restarts: int = 0,
+    ) -> None:
+        check_process_count(processes)
+        if not script.is_file():
+            raise InputError(f"{script} is not here; run this from the workbook's folder")
+        self.script = script
+        self._folder = tempfile.TemporaryDirectory(prefix="torchrun-")
+        self._error_file = Path(self._folder.name) / "error.json"
+        module = [sys.executable, "-m", "ddp_workbook.distributed.rendezvous"]  # torchrun with a store on loopback only
+        options = [f"--nproc_per_node={processes}", f"--max-restarts={restarts}", str(script), *map(str, arguments)]
+        self._process = _start([*module, *options], _environment(processes, self._error_file))
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # None: there will be no more
+        self._reader = threading.Thread(target=self._read, daemon=True)  # else a full pipe would stop the ranks
+        self._reader.start()
+        atexit.register(self.stop)
+
+    def _read(self) -> None:
+        for line in self._process.stdout:
+            self._lines.put(line.rstrip("\n"))
+        self._lines.put(None)
+
+    def wait(self, on_line: Callable[[str], None] = lambda line: print(line, flush=True)) -> None:
+        """Pass each line of output to `on_line`, those of the past first, until the run has ended.
+
+        Unlike `!torchrun` in a notebook, it raises when a rank fails: InputError when the script rejected its input,
+        else LaunchError with that rank's own error. When it is interrupted, it ends every process that was started.
+        """
+        rejection = None
+        try:
+            for line in self._output():
+                rejection = rejection or message_in(line, self.script.name)
+                if rejection is None:  # after a rejection torchrun only adds its own traceback
+                    on_line(line)
+            code = self._process.wait()
+            first_error = _first_error(self._error_file)
+        finally:
+            self.stop()
+        if rejection:
+            raise InputError(rejection)
+        if code:
+            raise LaunchError(first_error or f"torchrun ended with exit code {code}")
+
+    def _output(self) -> Iterator[str]:
+        while True:
+            with suppress(queue.Empty):
+                line = self._lines.get(timeout=1)  # with a time-out, Ctrl-C arrives on every system
+                if line is None:
+                    return
+                yield line
+
+    def stop(self) -> None:
+        """End what still runs. Harmless when nothing does."""
+        atexit.unregister(self.stop)
+        _stop(self._process)
+        self._reader.join(SECONDS_TO_STOP)
+        if not self._reader.is_alive():
+            self._process.stdout.close()
+        self._folder.cleanup()
+
+
 def torchrun(
     arguments: Sequence[str],
     processes: int,
@@ -38,34 +113,8 @@ def torchrun(
     on_line: Callable[[str], None] = lambda line: print(line, flush=True),
     restarts: int = 0,
 ) -> None:
-    """Run `script` on `processes` ranks of this machine and pass each line of output to `on_line` as it comes.
-
-    When a rank dies, torchrun restarts all of them, at most `restarts` times.
-
-    Unlike `!torchrun` in a notebook, it raises when a rank fails: InputError when the script rejected its input, else
-    LaunchError with that rank's own error. When it is interrupted, it ends every process that it started.
-    """
-    check_process_count(processes)
-    if not script.is_file():
-        raise InputError(f"{script} is not here; run this from the workbook's folder")
-    with tempfile.TemporaryDirectory(prefix="torchrun-") as folder:
-        error_file = Path(folder) / "error.json"
-        module = [sys.executable, "-m", "ddp_workbook.distributed.rendezvous"]  # torchrun with a store on loopback only
-        options = [f"--nproc_per_node={processes}", f"--max-restarts={restarts}", str(script), *map(str, arguments)]
-        process = _start([*module, *options], _environment(processes, error_file))
-        rejection = None
-        try:
-            for line in process.stdout:
-                rejection = rejection or message_in(line.rstrip("\n"), script.name)
-                if rejection is None:  # after a rejection torchrun only adds its own traceback
-                    on_line(line.rstrip("\n"))
-            code = process.wait()
-        finally:
-            _stop(process)
-        if rejection:
-            raise InputError(rejection)
-        if code:
-            raise LaunchError(_first_error(error_file) or f"torchrun ended with exit code {code}")
+    """Run `script` on `processes` ranks of this machine to its end, as Launch does."""
+    Launch(arguments, processes, script, restarts).wait(on_line)
 
 
 def _environment(processes: int, error_file: Path) -> dict[str, str]:
@@ -98,7 +147,6 @@ def _stop(process: subprocess.Popen) -> None:
                     rank.kill()
         process.kill()
         process.wait()
-    process.stdout.close()
 
 
 def _first_error(error_file: Path) -> str | None:

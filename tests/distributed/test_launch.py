@@ -1,5 +1,7 @@
 """torchrun as a subprocess: a rank's error is raised, a refusal is one line, no process is left."""
 
+import subprocess
+import sys
 import textwrap
 import time
 
@@ -7,7 +9,7 @@ import psutil
 import pytest
 from conftest import ROOT
 
-from ddp_workbook.distributed.launch import LaunchError, torchrun
+from ddp_workbook.distributed.launch import Launch, LaunchError, torchrun
 from ddp_workbook.errors import InputError
 
 
@@ -85,3 +87,39 @@ def test_an_interrupt_leaves_no_process(tmp_path):
         time.sleep(0.2)
     assert len(found) == 2
     assert not any(psutil.pid_exists(pid) for pid in found)
+
+
+def test_a_run_in_the_background_keeps_its_output_until_someone_asks(tmp_path):
+    """More output than a pipe holds: the run must not wait for a reader."""
+    body = """
+        import os, pathlib, sys
+        for number in range(2000):
+            os.write(1, b"%d %s\\n" % (number, b"x" * 98))
+        pathlib.Path(sys.argv[1]).touch()
+    """
+    done = tmp_path / "done"
+    run = Launch([str(done)], 1, script(tmp_path, body))
+    deadline = time.monotonic() + 60
+    while not done.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert done.exists()
+    lines = []
+    run.wait(lines.append)
+    assert [line.split()[0] for line in lines] == [str(number) for number in range(2000)]
+
+
+def test_a_run_in_the_background_ends_with_python(tmp_path):
+    """As when a notebook's kernel is shut down while the training runs."""
+    body = "import os, time; os.write(1, b'%d\\n' % os.getpid()); time.sleep(300)"
+    program = f"""
+        from pathlib import Path
+        from ddp_workbook.distributed.launch import Launch
+        run = Launch([], 1, Path({str(script(tmp_path, body))!r}))
+        print(run._lines.get(timeout=60), run._process.pid)
+    """
+    answer = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, capture_output=True, text=True, timeout=90
+    )
+    pids = [int(word) for word in answer.stdout.split()]
+    assert len(pids) == 2, answer.stderr
+    assert not any(psutil.pid_exists(pid) for pid in pids)
