@@ -47,14 +47,24 @@ def distributed_config(config: TrainConfig, processes: int) -> TrainConfig:
     return replace(config, batch_size=config.batch_size // processes)
 
 
-def choose(recipe: str, data_dir: str, processes: int, epochs: int | None) -> tuple[CourseChoice, TrainConfig]:
+def choose(
+    recipe: str, data_dir: str, processes: int, epochs: int | None, predicted_seconds: float | None = None
+) -> tuple[CourseChoice, TrainConfig]:
     """Check the reader's choice, save it for the other notebooks, and return it with the baseline's configuration.
 
     Both runs of the course must use the same kind of device, so it is one that several processes can share.
+    `predicted_seconds`: how long the baseline should take, evaluation included.
     """
     get_recipe(recipe)
     device = choose_device("auto", processes).type
-    choice = CourseChoice(recipe=recipe, data_dir=data_dir, device=device, processes=processes, epochs=epochs)
+    choice = CourseChoice(
+        recipe=recipe,
+        data_dir=data_dir,
+        device=device,
+        processes=processes,
+        epochs=epochs,
+        predicted_seconds=predicted_seconds,
+    )
     config = course_config(choice)
     distributed_config(config, processes)
     save_record(choice, CHOICE_FILE)

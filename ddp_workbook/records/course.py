@@ -12,7 +12,7 @@ from ddp_workbook.records.timing import Interval, SpeedupSummary
 
 
 class CourseChoice(Strict):
-    """What notebook 01 chose and the notebooks after it use."""
+    """What notebook 01 chose and the notebooks after it use; and how long it predicts the baseline to take."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     recipe: str
@@ -20,6 +20,7 @@ class CourseChoice(Strict):
     device: DeviceName
     processes: Annotated[int, Field(ge=1)]
     epochs: Annotated[int, Field(ge=1)] | None
+    predicted_seconds: Amount | None = None
 
 
 class NotebookTimes(Strict):
