@@ -1,21 +1,30 @@
-"""Make a recipe's finished runs and newest experiment the reference, and write the README's table from it.
+"""Make a recipe's finished runs and newest experiment the reference; write the README's tables from it.
+
+Also the numbers of our reference runs in the prose of README and notebooks, which stand between marks such as
+<!--ref:strong_all--> and <!--/ref-->.
 
 python bench/publish.py resnet50-cifar10
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
 
-from ddp_workbook.analysis.speedup import speedup_table
+import numpy as np
+
+from ddp_workbook.analysis.costmodel import exposed, slowest, summed_collectives
+from ddp_workbook.analysis.speedup import over_all_cores, speedup, speedup_table
 from ddp_workbook.analysis.tables import table_column
 from ddp_workbook.course.notebook import latest_experiment
+from ddp_workbook.course.runner import COURSE
+from ddp_workbook.measurement.experiment import load_experiment
 from ddp_workbook.recipes import get_recipe
 from ddp_workbook.records.files import load_record, save_text
 from ddp_workbook.records.run import load_run
-from ddp_workbook.records.timing import BenchmarkRecord, PerformanceMetrics
+from ddp_workbook.records.timing import BenchmarkRecord, PerformanceMetrics, StepBreakdown
 
 KEPT = ("*.json", "*.png", "*.csv", "*.txt", "*.pdf")
 BEGIN, END = "<!-- results: written by bench/publish.py -->", "<!-- end of results -->"
@@ -35,6 +44,36 @@ def main(recipe: str) -> None:
         print(target / "experiment", "from", experiment[0])
     readme = Path("README.md")
     save_text(insert_table(readme.read_text(encoding="utf-8"), readme_table(target.parent)), readme)
+    facts = reference_facts(target.parent)
+    for name in ("README.md", *COURSE):
+        save_text(fill(Path(name).read_text(encoding="utf-8"), facts), Path(name))
+
+
+def reference_facts(reference: Path) -> dict[str, str]:
+    """The numbers of our reference runs that README and notebooks quote, by the name in their marks."""
+    folder = reference / "resnet50-cifar10"
+    strong = load_record(BenchmarkRecord, folder / "benchmark.json")
+    weak = load_experiment(reference / "bench" / "resnet50-cifar10_weak_shared-memory")
+    gloo = load_record(StepBreakdown, folder / "step_breakdown.json")
+    shared = load_record(StepBreakdown, folder / "step_breakdown_shared_memory.json")
+    epochs = [epoch.train_seconds for epoch in load_run(folder, "baseline")[1].epochs]
+    one_thread, bound = strong.by_role("serial")[0], strong.by_role("no-communication")[0]
+    return {
+        "strong_all": over_all_cores(strong)[0][1].text(".2f"),
+        "weak_all": over_all_cores(weak)[0][1].text(".2f"),
+        "weak_one": speedup_table(weak)[0].speedup.text(".2f"),
+        "bound_one": speedup(bound.images_per_second, one_thread.images_per_second).text(".2f"),
+        "step_ms": f"{1000 * np.median(slowest(gloo.no_sync)):.0f} ms",
+        "gloo_ms": f"{exposed(gloo).text('.0f', scale=1000)} ms",
+        "shared_ms": f"{exposed(shared).text('.0f', scale=1000)} ms",
+        "summed_ms": f"{1000 * summed_collectives(gloo):.0f} ms",
+        "first_epoch_ratio": f"{len(epochs) * epochs[0] / sum(epochs):.2f}",
+    }
+
+
+def fill(text: str, facts: dict[str, str]) -> str:
+    """The text with each fact between its marks. Raises KeyError for a mark with an unknown name."""
+    return re.sub(r"(<!--ref:(\w+)-->).*?(<!--/ref-->)", lambda m: m[1] + facts[m[2]] + m[3], text)
 
 
 def readme_table(reference: Path) -> str:

@@ -1,4 +1,4 @@
-"""The same loop on several processes, with torch alone: torchrun --standalone --nproc-per-node=2 examples/train_ddp.py"""
+"""The same loop on several processes: torchrun --standalone --nproc-per-node=2 examples/train_ddp.py"""
 
 import os
 

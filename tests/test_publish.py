@@ -7,8 +7,11 @@ from conftest import ROOT
 from helper_bad_invocations import finish_course
 from helper_records import make_benchmark
 
-from ddp_workbook.measurement.experiment import METRICS, metrics
-from ddp_workbook.records.files import save_record
+from ddp_workbook.analysis.speedup import over_all_cores
+from ddp_workbook.course.runner import COURSE
+from ddp_workbook.measurement.experiment import METRICS, load_experiment, metrics
+from ddp_workbook.records.files import load_record, save_record
+from ddp_workbook.records.timing import BenchmarkRecord
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +35,28 @@ def reference(tmp_path):
 def test_the_readme_shows_the_reference_runs(publish):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert publish.insert_table(readme, publish.readme_table(ROOT / "results" / "reference")) == readme
+
+
+@pytest.mark.parametrize("name", ["README.md", *COURSE])
+def test_numbers_in_prose_are_those_of_the_reference_runs(publish, name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert publish.fill(text, publish.reference_facts(ROOT / "results" / "reference")) == text
+
+
+def test_the_first_page_says_loss_and_gain_where_the_intervals_say_so():
+    folder = ROOT / "results" / "reference"
+    strong = load_record(BenchmarkRecord, folder / "resnet50-cifar10" / "benchmark.json")
+    weak = load_experiment(folder / "bench" / "resnet50-cifar10_weak_shared-memory")
+    assert over_all_cores(strong)[0][1].high < 1 < over_all_cores(weak)[0][1].low
+
+
+def test_a_fact_goes_between_its_marks_and_an_unknown_one_is_an_error(publish):
+    text = "takes <!--ref:a-->?<!--/ref-->, not <!--ref:b-->3<!--/ref-->."
+    assert (
+        publish.fill(text, {"a": "1 s", "b": "2"}) == "takes <!--ref:a-->1 s<!--/ref-->, not <!--ref:b-->2<!--/ref-->."
+    )
+    with pytest.raises(KeyError):
+        publish.fill(text, {"a": "1 s"})
 
 
 def test_the_table_says_what_the_records_say(publish, reference):

@@ -22,9 +22,10 @@ WRITTEN = [
     "baseline_metrics.json", "baseline_history.json", "distributed_metrics.json", "distributed_history.json",
     "baseline_training_curves.png", "confusion_matrix.png", "per_class_accuracy.png",
     "baseline_vs_distributed_comparison.png", "speedup_analysis.png", "performance_comparison.csv",
-    "classification_report.txt", "test_summary.json", "benchmark.json", "report.pdf", "step_breakdown.json",
-    "batch_sweep.json", "step_breakdown.png", "step_timeline.png", "all_reduce.png", "pay_map.png",
-    "predicted_speedup.png", "prediction.png", "training_plots_worldsize_2.png", "restart.png",
+    "classification_report.txt", "test_summary.json", "benchmark.json", "benchmark_weak.json", "report.pdf",
+    "step_breakdown.json", "step_breakdown_shared_memory.json", "batch_sweep.json", "sync_cost.png",
+    "step_timeline.png", "scaling_comparison.png", "all_reduce.png", "pay_panels.png", "predicted_speedup.png",
+    "prediction.png", "training_plots_worldsize_2.png", "restart.png",
 ]  # fmt: skip
 
 
@@ -34,6 +35,7 @@ def course(tmp_path_factory):
     folder = tmp_path_factory.mktemp("course")
     for name in (*COURSE, "distributed_train.py", "report.toml"):
         shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "examples", folder / "examples")
     run_course(folder, folder / "out", {"RECIPE": "resnet50-digits", "EPOCHS": 1})
     return folder
 
@@ -170,12 +172,30 @@ def test_spine_and_limits(name):
     notebook = nbformat.read(ROOT / name, as_version=4)
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    assert all(part in prose for part in ("**Goal.**", "**You need**", "**Time.**", "## Exercises", "**Summary.**"))
+    assert all(part in prose for part in ("**You need**", "**Time.**", "## Exercises", "**Summary.**"))
+    assert prose.count("<details><summary>Answer</summary>") == prose.count("</details>") >= 4
     assert "notebook.begin(" in code[0]
     assert "notebook.finish(" in "".join(code[-2:])
-    limit = 30  # a %%ranks cell is a whole program; other cells have at most 20 lines
-    assert not [c for c in code if len(c.splitlines()) > (limit if c.startswith("%%ranks") else 24)]
+    assert not [source for source in code if len(list(filter(str.strip, source.splitlines()))) > 20]
     assert not re.search(r"[\U0001F300-\U0001FAFF]", prose)
+    assert len(notebook.cells) <= (35 if name.startswith("04") else 60)
+
+
+@pytest.mark.parametrize("name", COURSE)
+def test_text_stands_beside_every_code_cell(name):
+    """What to look for in its output is said just before or just after."""
+    kinds = [cell.cell_type for cell in nbformat.read(ROOT / name, as_version=4).cells]
+    lonely = [i for i in range(3, len(kinds)) if set(kinds[i - 1 : i + 2]) == {"code"}]
+    assert not lonely
+
+
+def test_links_in_prose_lead_somewhere():
+    """Files that the notebooks link to are there."""
+    for name in COURSE:
+        cells = nbformat.read(ROOT / name, as_version=4).cells
+        prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        targets = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", prose)
+        assert not [target for target in targets if not target.startswith("http") and not (ROOT / target).exists()]
 
 
 def test_committed_notebooks_show_the_full_course():
