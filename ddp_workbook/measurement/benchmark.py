@@ -124,9 +124,9 @@ def measure_accuracy(worker: Worker, config: TrainConfig) -> float:
     model = session.state.model
     average_buffers(model)
     batches = evaluation_batches(session.data.test.to(worker.device), session.loader.normalize, worker.world)
-    confusion, _ = evaluate(unwrap(model), batches, len(session.data.classes), session.state.precision)
+    tested = evaluate(unwrap(model), batches, len(session.data.classes), session.state.precision)
     model.train()
-    return accuracy(confusion)
+    return accuracy(tested.confusion)
 
 
 def require_rounds(rounds: int) -> None:
