@@ -17,11 +17,10 @@ from ddp_workbook.analysis.statistics import (
     round_means,
     wilson,
 )
-from ddp_workbook.measurement.batch_sweep import ROUNDS_AT_MOST
+from ddp_workbook.measurement.batch_sweep import ROUNDS, ROUNDS_AT_MOST
 
 TARGET = 0.93  # at least, where 95 % is printed
-ROUNDS = 6  # of the batch-size sweep, before it looks for the first time
-LOOKS = tuple(ROUNDS * times for times in range(1, ROUNDS_AT_MOST + 1))
+LOOKS = tuple(ROUNDS * times for times in range(1, ROUNDS_AT_MOST + 1))  # after so many rounds the sweep may stop
 
 
 def coverage(intervals, truth):
