@@ -1,16 +1,23 @@
-"""Figures: the same bytes each time, labelled axes, and a map whose colours an outlier cannot rule."""
+"""Figures: the same bytes each time, drawn as the records say, with letters that can be read and true titles."""
+
+from itertools import combinations
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from helper_plots import finding, make_shared, make_waiting, make_weak, points, with_outlier
 from helper_records import make_benchmark, make_breakdown, make_run, make_sweep
-from matplotlib.collections import PathCollection, QuadMesh
+from matplotlib.text import Text
 
-from ddp_workbook.analysis import plots, plots_cost, plots_speed
-from ddp_workbook.analysis.costmodel import Link, ModelCosts, measured_speedup
+from ddp_workbook.analysis import plots, plots_cost, plots_ring, plots_speed, plots_style
+from ddp_workbook.analysis.costmodel import Link, ModelCosts
+from ddp_workbook.analysis.speedup import speedup_table
+from ddp_workbook.errors import InputError
 from ddp_workbook.records.timing import Interval
 
 RUNS, HISTORIES = zip(make_run(), make_run("distributed", correct=88), strict=True)
+
+
 FIGURES = {
     "curves": lambda: plots.training_curves(HISTORIES),
     "one run": lambda: plots.training_curves(HISTORIES[:1]),
@@ -18,22 +25,29 @@ FIGURES = {
     "classes": lambda: plots.per_class_accuracy(RUNS),
     "comparison": lambda: plots.baseline_vs_distributed(RUNS, HISTORIES),
     "speedup": lambda: plots_speed.speedup_analysis(make_benchmark()),
+    "scaling": lambda: plots_speed.scaling_comparison(make_benchmark(), make_weak()),
     "experiment, speedup": lambda: plots_speed.speedup_by_processes(make_benchmark()),
     "experiment, efficiency": lambda: plots_speed.efficiency_by_processes(make_benchmark()),
     "experiment, losses": lambda: plots_speed.loss_curves(make_benchmark()),
     "experiment, comparison": lambda: plots_speed.training_comparison(make_benchmark()),
-    "one run's plots": lambda: plots.training_plots(RUNS[1], HISTORIES[1]),
-    "breakdown": lambda: plots_cost.step_breakdown(make_breakdown()),
-    "timeline": lambda: plots_cost.timeline(make_breakdown().timeline, "one step"),
+    "one run's plots": lambda: plots.training_plots(RUNS[1], make_waiting()),
+    "cost of averaging": lambda: plots_cost.sync_cost({"Gloo": make_breakdown(), "shared memory": make_shared()}),
+    "timeline": lambda: plots_cost.timeline(make_breakdown()),
     "all-reduce": lambda: plots_cost.all_reduce_fit(make_sweep().all_reduce),
-    "map": lambda: plots_cost.pay_map(make_sweep()),
-    "map with an outlier": lambda: plots_cost.pay_map(with_outlier(make_sweep())),
-    "predicted here": lambda: plots_cost.predicted_here(make_sweep(), 64, [(2, Interval(0.9, 0.8, 1.1))]),
+    "ring of 4": lambda: plots_ring.ring(),
+    "ring of 3": lambda: plots_ring.ring(3),
+    "when it pays": lambda: plots_cost.pay_panels(make_sweep(), "resnet50", make_shared(), make_weak()),
+    "when it pays, with an outlier": lambda: plots_cost.pay_panels(with_outlier(make_sweep()), "mlp"),
+    "predicted here": lambda: plots_cost.predicted_here(make_sweep(), "mlp", 64, [(2, Interval(0.9, 0.8, 1.1))]),
     "predicted on a network": lambda: plots_cost.predicted_on_network(
-        ModelCosts(make_sweep(), "mlp"), 64, Link(5e-5, 1e9), 16, "predicted"
+        ModelCosts(make_sweep(), "mlp"), 64, Link(5e-5, 1e9), 16, "predicted: a recipe"
+    ),
+    "one machine": lambda: plots_cost.predicted_on_network(
+        ModelCosts(make_sweep(), "mlp"), 64, Link(5e-5, 1e9), 1, "predicted: a recipe"
     ),
     "schedule": lambda: plots.schedule([0.1, 0.2, 0.1], 1),
     "shards": lambda: plots.sampler_shards(np.arange(24).reshape(2, 2, 6), 3),
+    "images": lambda: plots.image_row(np.zeros((10, 4, 4, 3), dtype=np.uint8), ["a rather long name"] * 10),
 }
 
 
@@ -52,6 +66,30 @@ def test_a_figure_is_the_same_bytes_twice_and_its_axes_are_labelled(name):
     assert not plt.get_fignums()
 
 
+def drawn_texts(figure, monkeypatch):
+    """All texts that really appear: an axis draws no label beyond its limits."""
+    texts, draw = [], Text.draw
+    monkeypatch.setattr(Text, "draw", lambda text, renderer: texts.append(text) or draw(text, renderer))
+    figure.canvas.draw()
+    return [text for text in dict.fromkeys(texts) if text.get_visible() and text.get_text().strip()]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_letters_can_be_read_on_paper(name, monkeypatch):
+    """At least 7 points, all inside the figure, which fits the page; no two texts on each other."""
+    figure = FIGURES[name]()
+    assert figure.get_figwidth() <= plots_style.WIDTH
+    texts = drawn_texts(figure, monkeypatch)
+    assert min(text.get_fontsize() for text in texts) >= 7
+    boxes = {text: text.get_window_extent() for text in texts}
+    for text, box in boxes.items():
+        assert box.x0 > -1 and box.x1 < figure.bbox.x1 + 1, text.get_text()
+        assert box.y0 > -1 and box.y1 < figure.bbox.y1 + 1, text.get_text()
+    for (first, one), (second, other) in combinations(boxes.items(), 2):
+        # a line's box has room for letters that it does not have
+        assert not one.shrunk(0.96, 0.7).overlaps(other.shrunk(0.96, 0.7)), (first.get_text(), second.get_text())
+
+
 def test_a_figure_appears_as_png(tmp_path):
     plots.save_png(FIGURES["schedule"](), tmp_path / "a" / "figure.png")
     assert (tmp_path / "a" / "figure.png").read_bytes().startswith(b"\x89PNG")
@@ -62,49 +100,61 @@ def test_a_figure_appears_as_png(tmp_path):
     assert not plt.get_fignums()
 
 
-def with_outlier(sweep):
-    """The first point's distributed steps are a hundred times as fast in two of three rounds: the median is absurd."""
-    first = sweep.points[0]
-    outlier = first.model_copy(update={"synced": [first.synced[0] / 100] * 2 + first.synced[2:]})
-    return sweep.model_copy(update={"points": [outlier, *sweep.points[1:]]})
+def test_speedups_and_bounds_are_those_of_the_record():
+    """Speedups of 1.5 and 0.9; without communication 2 and 1.2; in the figure of process counts, too."""
+    assert [row.speedup.value for row in speedup_table(make_benchmark())] == pytest.approx([1.5, 0.9])
+    figure = FIGURES["speedup"]()
+    assert {x for x, _ in points(figure.axes[1], plots_style.ORANGE)} == {1.5, 0.9}
+    assert {x for x, _ in points(figure.axes[1], plots_style.GREY)} == {2.0, 1.2}
+    assert "1.50 over 1 process with 1 thread, 0.90 over 1 process with 2 threads" in finding(figure)
+    ax = FIGURES["experiment, speedup"]().axes[0]
+    assert {y for _, y in points(ax, plots_style.ORANGE)} == {1.5, 0.9}
+    assert {y for _, y in points(ax, plots_style.GREY)} == {2.0, 1.2}
 
 
-def read_map(sweep):
-    """The map's field, its circles by (global batch, row), its title and the texts on it."""
-    figure = plots_cost.pay_map(sweep)
-    ax = figure.axes[0]
-    [field] = [each for each in ax.collections if isinstance(each, QuadMesh)]
-    circles = {tuple(each.get_offsets()[0]): each for each in ax.collections if isinstance(each, PathCollection)}
-    title, texts = ax.get_title(), [text.get_text() for text in ax.texts]
-    plt.close(figure)
-    return field, circles, title, texts
+def test_the_two_scalings_stand_next_to_each_other():
+    figure = FIGURES["scaling"]()
+    assert {x for x, _ in points(figure.axes[0], plots_style.ORANGE)} == {1.5, 1.8, 0.9, 1.08}
+    assert finding(figure).endswith("0.90 (64 images split, all-reduce), 1.08 (64 images each, shared memory)")
+    other = make_weak().model_copy(update={"configurations": make_weak().configurations[1:]})
+    with pytest.raises(InputError, match="no baseline '1 process, 1 thread'"):
+        plots_speed.scaling_comparison(make_benchmark(), other)
 
 
-def test_an_outlier_has_no_colour_and_does_not_rule_the_maps_scale():
-    """The field does not depend on the outlier, so the colours of everything else must stay as they were."""
-    before, _, plain_title, _ = read_map(make_sweep())
-    sweep = with_outlier(make_sweep())
-    speedup = measured_speedup(sweep.points[0])
-    assert speedup.value > 50 * np.max(before.get_array())
-    field, circles, title, texts = read_map(sweep)
-    assert (field.get_array() == before.get_array()).all()
-    assert (field.norm.vmin, field.norm.vcenter, field.norm.vmax) == (before.norm.vmin, 1, before.norm.vmax)
-    assert field.norm.vmax < speedup.value / 40
-    assert len(circles) == 6
-    outlier = circles.pop((2 * sweep.points[0].images, 0))
-    assert outlier.get_array() is None
-    assert len(set(outlier.get_facecolor()[0, :3])) == 1  # grey or white
-    for point, circle in zip(sweep.points[1:], circles.values(), strict=True):
-        assert circle.get_array().tolist() == pytest.approx([measured_speedup(point).value])
-        assert circle.norm is field.norm
-    assert f"{speedup.value:.2f}" in texts
-    assert "not settled" in title
-    assert "not settled" not in plain_title
+def test_the_matrices_show_counts_errors_and_changes():
+    """88 and 90 of 100 correct in each of two classes: 12 % errors, 2 correct predictions fewer."""
+    figure = FIGURES["confusion"]()
+    counts, errors, change = ([text.get_text() for text in ax.texts] for ax in figure.axes)
+    assert sorted(filter(None, counts)) == ["12", "12", "88", "88"]
+    assert errors == ["", "12", "12", ""]
+    assert change == ["-2", "2", "2", "-2"]
+    assert "12.0 % of the class “zero” are taken for “one”" in finding(figure)
 
 
-def test_settled_points_do_set_the_maps_scale():
-    """Where all rounds agree, the measurement is to be seen even far from the prediction."""
-    sweep = make_sweep()
-    fast = sweep.points[0].model_copy(update={"synced": [sweep.points[0].synced[0] / 10] * 3})
-    field, *_ = read_map(sweep.model_copy(update={"points": [fast, *sweep.points[1:]]}))
-    assert field.norm.vmax == pytest.approx(measured_speedup(fast).value)
+@pytest.mark.parametrize("classes", [3, 100])
+def test_many_classes_and_long_names_fit(classes):
+    names = [f"a class with a very long name, number {number}" for number in range(classes)]
+    confusion = (np.eye(classes, dtype=int) * 4 + np.roll(np.eye(classes, dtype=int), 1, axis=1)).tolist()
+    dataset = RUNS[0].dataset.model_copy(update={"classes": names, "test_images": 5 * classes})
+    runs = [run.model_copy(update={"dataset": dataset, "confusion": confusion}) for run in RUNS]
+    for figure in (plots.confusion_matrices(runs), plots.per_class_accuracy(runs)):
+        figure.canvas.draw()
+        assert figure.get_figheight() < 10  # a page
+        for ax in figure.axes[:3]:
+            labels = [label.get_window_extent() for label in ax.get_yticklabels() if label.get_text()]
+            assert not any(one.shrunk(1, 0.7).overlaps(two) for one, two in combinations(labels, 2))
+
+
+def test_waiting_is_shown_without_the_sum_of_the_collectives():
+    figure = FIGURES["one run's plots"]()
+    assert finding(figure).endswith("backward waited 2.0 of 10.0 s per epoch")
+    drawn = [list(line.get_ydata()) for line in figure.axes[2].get_lines()]
+    assert drawn == [[10, 10], [0.5, 0.5], [2, 2]]
+
+
+def test_shards_say_whether_images_are_shared_out():
+    apart, again = np.arange(24).reshape(1, 2, 12), np.zeros((2, 2, 3), dtype=int)
+    assert "no image is visited twice" in finding(plots.sampler_shards(apart, 3))
+    assert finding(plots.sampler_shards(again, 3)).endswith(
+        "some images are visited twice; the order is the same in each epoch"
+    )
