@@ -44,10 +44,10 @@ def _benchmark(record: BenchmarkRecord) -> dict:
         "spread": spread(record),
         "interval": spread_words(record.rounds),
         "upper_bound": upper_bound_shares(record)[run.name].text(".2f"),
-        "first": serial[0].name,
-        "last": serial[-1].name,
+        "first": _named(serial[0].name),
+        "last": _named(serial[-1].name),
         "bound_over_first": speedup(bound.images_per_second, serial[0].images_per_second).text(".2f"),
-        "against": [f"{row.speedup.text('.2f')} times as fast as {row.baseline}" for row in speedup_table(record)],
+        "against": [f"{row.speedup.text('.2f')} times as fast as {_named(row.baseline)}" for row in speedup_table(record)],
         "verdicts": [_clause(row) for row in speedup_table(record)],
     }
 
@@ -59,7 +59,7 @@ def _weak(record: BenchmarkRecord) -> dict:
         "hook": HOOKS.get(record.config.comm_hook, record.config.comm_hook),
         "batch_each": run.batch_size,
         "global_batch": run.global_batch,
-        "against": [f"{row.speedup.text('.2f')} times the images/s of {row.baseline}" for row in speedup_table(record)],
+        "against": [f"{row.speedup.text('.2f')} times as many images/s as {_named(row.baseline)}" for row in speedup_table(record)],
         "recipe": record.recipe,
     }
 
@@ -74,11 +74,16 @@ def _speedups(record: BenchmarkRecord) -> list[list[str]]:
     ]  # fmt: skip
 
 
+def _named(configuration: str) -> str:
+    """A configuration's name without its comma, to stand in a sentence."""
+    return configuration.replace(", ", " with ", 1)
+
+
 def _clause(row: SpeedupRow) -> str:
     """The verdict on one speedup, to stand in a sentence."""
     word, _, edge = verdict(row.speedup).partition(",")
     relation = "not distinguishable in speed from" if word.startswith("not") else f"{word} than"
-    return f"{relation} {row.baseline} ({row.speedup.text('.2f')}{';' + edge if edge else ''})"
+    return f"{relation} {_named(row.baseline)} ({row.speedup.text('.2f')}{';' + edge if edge else ''})"
 
 
 def _check(check: Check) -> list[str]:
@@ -111,4 +116,4 @@ def spread(benchmark: BenchmarkRecord) -> str:
     """The widest range of rates that a configuration showed over the rounds."""
     widest = max(benchmark.configurations, key=lambda c: max(c.images_per_second) / max(min(c.images_per_second), 1e-9))
     low, high = min(widest.images_per_second), max(widest.images_per_second)
-    return f"the rate of {widest.name} was between {low:.0f} and {high:.0f} images/s"
+    return f"the throughput of {_named(widest.name)} was between {low:.0f} and {high:.0f} images/s"

@@ -13,7 +13,7 @@ from ddp_workbook.records.files import load_record
 from ddp_workbook.records.run import HistoryRecord, RunRecord, load_run
 from ddp_workbook.records.timing import BatchSweep, BenchmarkRecord, StepBreakdown
 
-BACKENDS = {"gloo": "Gloo", "nccl": "NCCL"}
+BACKENDS = {"gloo": "Gloo", "nccl": "NCCL", None: "no backend"}
 SHARED_MEMORY = "shared memory"
 R = TypeVar("R")
 
@@ -43,6 +43,11 @@ class Inputs:
         return self.breakdowns.get(SHARED_MEMORY)
 
 
+def backend_name(run: RunRecord) -> str:
+    """The backend of a run as its makers spell it."""
+    return BACKENDS.get(run.world.backend, run.world.backend)
+
+
 def load_inputs(run_dir: Path) -> Inputs:
     """Every record of the folder; the two that older folders lack may be absent.
 
@@ -55,8 +60,7 @@ def load_inputs(run_dir: Path) -> Inputs:
     weak = _load_if_there(BenchmarkRecord, run_dir / "benchmark_weak.json")
     if weak and weak.scaling != "weak":
         raise InputError(f"{run_dir / 'benchmark_weak.json'} is not of weak scaling; run notebook 04 again")
-    backend = distributed.world.backend or "all-reduce"
-    breakdowns = {BACKENDS.get(backend, backend): load_record(StepBreakdown, run_dir / "step_breakdown.json")}
+    breakdowns = {backend_name(distributed): load_record(StepBreakdown, run_dir / "step_breakdown.json")}
     shared = _load_if_there(StepBreakdown, run_dir / "step_breakdown_shared_memory.json")
     return Inputs(
         baseline=baseline,

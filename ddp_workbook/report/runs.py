@@ -11,10 +11,11 @@ from ddp_workbook.analysis.words import read_accuracy
 from ddp_workbook.records.course import CourseSummary
 from ddp_workbook.records.run import RunRecord
 from ddp_workbook.records.timing import Interval
-from ddp_workbook.report.inputs import Inputs
+from ddp_workbook.report.inputs import Inputs, backend_name
 from ddp_workbook.specs import DATASETS, MODELS
 
 PLAIN_NUMBERS = ("momentum", "weight_decay", "head_lr_scale", "label_smoothing", "step_gamma")
+SAID_ELSEWHERE = ("parameters", "hardware", "torch")  # rows of the comparison that other tables of the report have
 
 
 def runs_content(inputs: Inputs) -> dict:
@@ -27,7 +28,7 @@ def runs_content(inputs: Inputs) -> dict:
         "dataset": _dataset(baseline),
         "model": {"name": baseline.config.model} | asdict(MODELS[baseline.config.model]),
         "config": _config(baseline, distributed),
-        "world": distributed.world.model_dump() | {"serial_threads": baseline.world.threads_per_process},
+        "world": _world(baseline, distributed),
         "environment": _environment(baseline),
         "on_cpu": baseline.environment.device == "cpu",
         "runs": {run.kind: _run(run) for run in (baseline, distributed)},
@@ -60,6 +61,11 @@ def _config(baseline: RunRecord, distributed: RunRecord) -> dict:
             "gradient_mib": f"{baseline.parameters * 4 / 2**20:.1f}",
         }
     )
+
+
+def _world(baseline: RunRecord, distributed: RunRecord) -> dict:
+    added = {"serial_threads": baseline.world.threads_per_process, "backend": backend_name(distributed)}
+    return distributed.world.model_dump() | added
 
 
 def _environment(run: RunRecord) -> dict:
@@ -102,7 +108,7 @@ def _run(run: RunRecord) -> dict:
 
 
 def _table(baseline: RunRecord, distributed: RunRecord) -> list[list[str]]:
-    table = comparison_table([baseline, distributed])
+    table = comparison_table([baseline, distributed]).drop(index=list(SAID_ELSEWHERE))
     return [[str(name), *map(str, row)] for name, row in zip(table.index, table.to_numpy(), strict=True)]
 
 
