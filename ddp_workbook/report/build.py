@@ -1,4 +1,4 @@
-"""From records to results/<recipe>/report.pdf: numbers and verdicts are computed here, the *.typ files are the prose."""
+"""From records to results/<recipe>/report.pdf: Python computes all numbers and verdicts, *.typ is prose."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from ddp_workbook.analysis.speedup import SpeedupRow, speedup, speedup_table, up
 from ddp_workbook.analysis.statistics import spread_words
 from ddp_workbook.analysis.tables import claims_table
 from ddp_workbook.analysis.words import read_breakdowns, read_model, read_speedups
-from ddp_workbook.records.timing import BenchmarkRecord, Interval
+from ddp_workbook.records.timing import BatchSweep, BenchmarkRecord, Interval
 from ddp_workbook.report.inputs import Inputs
 from ddp_workbook.specs import MODELS
 
@@ -29,7 +29,7 @@ def costs_content(inputs: Inputs) -> dict:
         "read_model": read_model(checks),
         "latency_us": f"{1e6 * link.latency:.0f}",
         "bandwidth": f"{link.bandwidth / 1e9:.2f}",
-        "sweep_rounds": len(sweep.points[0].serial),
+        "sweep_rounds": _rounds(sweep),
         "checks": [_check(check) for check in checks],
         "claims": claims_table(breakdown, sweep, inputs.benchmark),
     }
@@ -47,7 +47,7 @@ def _benchmark(record: BenchmarkRecord) -> dict:
         "first": _named(serial[0].name),
         "last": _named(serial[-1].name),
         "bound_over_first": speedup(bound.images_per_second, serial[0].images_per_second).text(".2f"),
-        "against": [f"{row.speedup.text('.2f')} times as fast as {_named(row.baseline)}" for row in speedup_table(record)],
+        "against": _against(record, "times as fast as"),
         "verdicts": [_clause(row) for row in speedup_table(record)],
     }
 
@@ -59,9 +59,12 @@ def _weak(record: BenchmarkRecord) -> dict:
         "hook": HOOKS.get(record.config.comm_hook, record.config.comm_hook),
         "batch_each": run.batch_size,
         "global_batch": run.global_batch,
-        "against": [f"{row.speedup.text('.2f')} times as many images/s as {_named(row.baseline)}" for row in speedup_table(record)],
-        "recipe": record.recipe,
+        "against": _against(record, "times as many images/s as"),
     }
+
+
+def _against(record: BenchmarkRecord, words: str) -> list[str]:
+    return [f"{row.speedup.text('.2f')} {words} {_named(row.baseline)}" for row in speedup_table(record)]
 
 
 def _speedups(record: BenchmarkRecord) -> list[list[str]]:
@@ -84,6 +87,12 @@ def _clause(row: SpeedupRow) -> str:
     word, _, edge = verdict(row.speedup).partition(",")
     relation = "not distinguishable in speed from" if word.startswith("not") else f"{word} than"
     return f"{relation} {_named(row.baseline)} ({row.speedup.text('.2f')}{';' + edge if edge else ''})"
+
+
+def _rounds(sweep: BatchSweep) -> str:
+    """How many rounds the points of the sweep have: it stops early where an interval is narrow."""
+    counts = [len(point.serial) for point in sweep.points]
+    return str(min(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
 def _check(check: Check) -> list[str]:

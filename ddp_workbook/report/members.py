@@ -1,4 +1,4 @@
-"""report.toml: names, contributions and thoughts, filled in by the reader. Its content is checked: text of limited size."""
+"""report.toml: names, contributions and thoughts, written by the reader. Checked: text of limited size."""
 
 from __future__ import annotations
 
