@@ -90,10 +90,10 @@ def train(
     # 4. The epochs. Inside, loss.backward() is where DDP communicates; optimizer.step() is local.
     with stop_signals(world) as request:
         monitor = TrainingMonitor(request, before_stop=checkpoints.save)
-        confusion = fit(state, loader, data, config, world, [*callbacks, monitor, checkpoints])
+        tested = fit(state, loader, data, config, world, [*callbacks, monitor, checkpoints])
 
-        # 5. The files: every rank reports its memory; rank 0 writes, and only it gets the record.
-        result = outputs.save(state, confusion, data)
+        # 5. The files: every rank reports its memory and its test images; rank 0 writes, and only it gets the record.
+        result = outputs.save(state, tested, data)
         checkpoints.remove()
     if result:
         print(describe_result(result), flush=True)

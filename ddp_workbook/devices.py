@@ -26,6 +26,14 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def physical_cores() -> int:
+    """Physical cores that this process may use: torch's own default number of threads.
+
+    Fewer than the available ones where each core runs two threads. Equal to them where the system does not say.
+    """
+    return min(psutil.cpu_count(logical=False) or available_cores(), available_cores())
+
+
 def choose_device(asked: str, processes: int = 1, local_rank: int = 0) -> torch.device:
     """Device of one process. `asked` is TrainConfig.device, `processes` the number of processes of the whole run.
 

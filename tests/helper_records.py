@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ddp_workbook.recipes import RECIPES
-from ddp_workbook.records.run import DatasetInfo, Environment, EpochRecord, HistoryRecord, RunRecord, WorldInfo
+from ddp_workbook.records.run import (
+    DatasetInfo,
+    Environment,
+    EpochRecord,
+    HistoryRecord,
+    RunRecord,
+    WorldInfo,
+    pack_bits,
+)
 from ddp_workbook.records.timing import (
     AllReduceBenchmark,
     AllReduceTimes,
@@ -21,7 +29,10 @@ from ddp_workbook.records.timing import (
 
 
 def make_run(kind: str = "baseline", correct: int = 90, **changes: object) -> tuple[RunRecord, HistoryRecord]:
-    """A finished run of two classes and 2 x 100 test images, without training one."""
+    """A finished run of two classes and 2 x 100 test images, without training one.
+
+    It has the first 2 x `correct` images right; the images of the two classes take turns.
+    """
     processes = 1 if kind == "baseline" else 2
     config = replace(RECIPES["resnet50-digits"], epochs=2, batch_size=64 // processes)
     accuracy = 2 * correct / 200
@@ -63,6 +74,7 @@ def make_run(kind: str = "baseline", correct: int = 90, **changes: object) -> tu
         peak_memory_bytes=[2**30] * processes,
         accelerator_peak_bytes=[None] * processes,
         confusion=[[correct, 100 - correct], [100 - correct, correct]],
+        correct_images=pack_bits([True] * 2 * correct + [False] * 2 * (100 - correct)),
     )
     epochs = [
         EpochRecord(

@@ -112,6 +112,13 @@ def test_each_process_gets_its_share_of_the_cores(monkeypatch):
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize(("said", "expected"), [(4, 4), (16, 8), (None, 8)])
+def test_physical_cores_are_those_of_the_available_ones(monkeypatch, said, expected):
+    monkeypatch.setattr(devices, "available_cores", lambda: 8)
+    monkeypatch.setattr(devices.psutil, "cpu_count", lambda logical: 32 if logical else said)
+    assert devices.physical_cores() == expected
+
+
 def test_environment_agrees_with_the_machine():
     environment = devices.describe_environment(CPU)
     assert environment.torch == torch.__version__

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
-from ddp_workbook.analysis.statistics import CONFIDENCE, median_interval
+from ddp_workbook.analysis.statistics import independent_difference, median_interval, paired_difference
 from ddp_workbook.config import NUMERICS, PATHS, PLACEMENT, SPLIT, first_difference
 from ddp_workbook.errors import InputError
 from ddp_workbook.records.run import Environment, RunRecord
 from ddp_workbook.records.timing import BenchmarkRecord, Configuration, Interval
 
 HARDWARE = ("cpu", "cores", "memory_bytes", "device", "accelerator", "accelerator_count", "os", "torch")
+EQUIVALENCE_MARGIN = 0.015  # between the accuracies of two runs; fixed here, not after a look at the results
 
 
 def speedup(faster: Sequence[float], baseline: Sequence[float]) -> Interval:
@@ -32,15 +32,32 @@ def efficiency(ratio: Interval, workers: int, baseline_workers: int) -> Interval
 
 
 def accuracy_difference(first: RunRecord, second: RunRecord) -> Interval:
-    """Test accuracy of `second` minus that of `first`, by the normal approximation for two independent samples.
+    """Test accuracy of `second` minus that of `first`.
 
-    It covers only the choice of test images. Both runs see the same ones, which usually makes the true interval
-    narrower; another seed would change both accuracies too, and one run each cannot show by how much.
+    By the paired method, image by image, where paired_answers() has both runs' answers. Records of earlier versions
+    have none: then by the normal approximation for two independent samples, which is usually too wide, since both runs
+    saw the same images. Either covers only the choice of test images: another seed would change both accuracies too,
+    and one run each cannot show by how much.
     """
-    n = first.dataset.test_images
-    p, q = first.test_accuracy, second.test_accuracy
-    reach = stats.norm.ppf((1 + CONFIDENCE) / 2) * np.sqrt((p * (1 - p) + q * (1 - q)) / n)
-    return Interval(q - p, q - p - float(reach), q - p + float(reach))
+    answers = paired_answers(first, second)
+    if answers:
+        return paired_difference(*answers)
+    return independent_difference(first.test_accuracy, second.test_accuracy, max(first.dataset.test_images, 1))
+
+
+def paired_answers(first: RunRecord, second: RunRecord) -> tuple[list[bool], list[bool]] | None:
+    """Both runs' right and wrong answers on the same test images; None where a record does not have them."""
+    bits = first.correct_bits, second.correct_bits
+    same_images = first.dataset.fingerprint == second.dataset.fingerprint
+    return bits if same_images and bits[0] and bits[1] else None
+
+
+def is_equivalent(difference: Interval) -> bool:
+    """Whether two accuracies are shown to be equal up to EQUIVALENCE_MARGIN: the whole interval lies inside it.
+
+    A 95 % interval makes this a stricter test than the usual two one-sided ones of 5 % (Schuirmann 1987).
+    """
+    return difference.low >= -EQUIVALENCE_MARGIN and difference.high <= EQUIVALENCE_MARGIN
 
 
 @dataclass(frozen=True)
@@ -79,10 +96,14 @@ def over_all_cores(record: BenchmarkRecord) -> list[tuple[int, Interval]]:
 
 
 def verdict(speedup: Interval) -> str:
-    """The comparison in words, decided by the whole interval, not by its middle."""
-    if speedup.low > 1:
-        return "faster"
-    return "slower" if speedup.high < 1 else "not distinguishable"
+    """The comparison in words, decided by the whole interval, not by its middle.
+
+    An end that is printed as 1.00 is nearly 1, and the words say so.
+    """
+    if speedup.low <= 1 <= speedup.high:
+        return "not distinguishable"
+    word, end = ("faster", speedup.low) if speedup.low > 1 else ("slower", speedup.high)
+    return f"{word}, but the interval nearly touches 1" if f"{end:.2f}" == "1.00" else word
 
 
 def upper_bound_shares(record: BenchmarkRecord) -> dict[str, Interval]:

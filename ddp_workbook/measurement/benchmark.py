@@ -65,15 +65,18 @@ Pools = dict[tuple[int, int], WorkerPool]  # by processes and threads
 def plan_configurations(config: TrainConfig, process_counts: Sequence[int], scaling: str) -> list[Configuration]:
     """The serial baselines, then for each process count the processes without and with communication; no rounds yet.
 
+    On a CPU the baselines have one thread, one for each physical core, and one for each logical core, as far as these
+    numbers differ: two threads that share a core can be slower than one, so the last is not always the fastest.
     The serial batch is config.batch_size: strong scaling splits it, weak scaling gives all of it to every process.
     """
     device, cores = devices.choose_device(config.device, max(process_counts)), devices.available_cores()
     if device.type != "cpu":
         plans = [("1 process", "serial", 1, devices.choose_threads(config.threads, 1), config.batch_size)]
     else:
-        plans = [("1 process, 1 thread", "serial", 1, 1, config.batch_size)]
-        if cores > 1:
-            plans.append((f"1 process, {cores} threads", "serial", 1, cores, config.batch_size))
+        plans = [
+            (f"1 process, {threads} thread{'s' if threads > 1 else ''}", "serial", 1, threads, config.batch_size)
+            for threads in sorted({1, devices.physical_cores(), cores})  # all cores last: speedup.over_all_cores()
+        ]
     for processes in process_counts:
         if not 2 <= processes <= MOST_PROCESSES:
             raise InputError(f"a process count must be from 2 to {MOST_PROCESSES}, not {processes}")
@@ -124,9 +127,9 @@ def measure_accuracy(worker: Worker, config: TrainConfig) -> float:
     model = session.state.model
     average_buffers(model)
     batches = evaluation_batches(session.data.test.to(worker.device), session.loader.normalize, worker.world)
-    confusion, _ = evaluate(unwrap(model), batches, len(session.data.classes), session.state.precision)
+    tested = evaluate(unwrap(model), batches, len(session.data.classes), session.state.precision)
     model.train()
-    return accuracy(confusion)
+    return accuracy(tested.confusion)
 
 
 def require_rounds(rounds: int) -> None:

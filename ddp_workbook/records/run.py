@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ddp_workbook.config import TrainConfig
@@ -36,6 +39,23 @@ def _moment(text: str) -> str:
     if datetime.fromisoformat(text).year < 2000:
         raise ValueError("must be a year from 2000 on")
     return text
+
+
+def pack_bits(bits: Sequence[bool]) -> str:
+    """One bit for each value, eight to a byte, the first one highest, zeros at the end; the bytes in base64."""
+    return base64.b64encode(np.packbits(np.asarray(bits, dtype=bool)).tobytes()).decode()
+
+
+def unpack_bits(text: str, count: int) -> list[bool]:
+    """The `count` values of pack_bits(). Raises ValueError when the text is not what it makes of so many values."""
+    try:
+        packed = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
+    except ValueError:
+        raise ValueError("correct_images is not base64") from None
+    bits = np.unpackbits(packed).astype(bool)
+    if len(packed) != -(-count // 8) or bits[count:].any():
+        raise ValueError(f"correct_images must have a bit for each of the {count} test images")
+    return bits[:count].tolist()
 
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -118,7 +138,11 @@ class DatasetInfo(Strict):
 
 
 class RunRecord(Strict):
-    """One finished training run. Times in seconds, memory in bytes, accuracy as a share of the test images."""
+    """One finished training run. Times in seconds, memory in bytes, accuracy as a share of the test images.
+
+    correct_images has a bit for each test image in order, 1 where the model is right, packed by pack_bits(): two runs
+    on the same images can then be compared image by image. None in records of earlier versions.
+    """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     kind: RunKind
@@ -137,6 +161,14 @@ class RunRecord(Strict):
     peak_memory_bytes: list[Count]
     accelerator_peak_bytes: list[Count | None]
     confusion: list[list[Count]]
+    correct_images: str | None = None
+
+    @property
+    def correct_bits(self) -> list[bool] | None:
+        """For each test image in order: whether the model is right. None where the record does not say."""
+        if self.correct_images is None:
+            return None
+        return unpack_bits(self.correct_images, self.dataset.test_images)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> RunRecord:
@@ -148,6 +180,8 @@ class RunRecord(Strict):
         correct = sum(self.confusion[i][i] for i in range(classes))
         if abs(correct / max(tested, 1) - self.test_accuracy) > 1e-9:
             raise ValueError("test_accuracy does not follow from confusion")
+        if self.correct_images is not None and sum(self.correct_bits) != correct:
+            raise ValueError("correct_images does not count as many correct predictions as confusion")
         if len(self.peak_memory_bytes) != self.world.processes:
             raise ValueError(f"peak_memory_bytes must have {self.world.processes} entries, one per process")
         return self

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 
-from torch import Tensor
+import numpy as np
 
 from ddp_workbook import devices
 from ddp_workbook.config import PATHS, TrainConfig, first_difference
@@ -15,10 +16,19 @@ from ddp_workbook.distributed.ddp import unwrap
 from ddp_workbook.distributed.process_group import World
 from ddp_workbook.errors import InputError
 from ddp_workbook.records.files import lock, require_writable, save_record
-from ddp_workbook.records.run import HistoryRecord, RunKind, RunRecord, WorldInfo, load_run, record_paths
+from ddp_workbook.records.run import (
+    HistoryRecord,
+    RunKind,
+    RunRecord,
+    WorldInfo,
+    load_run,
+    pack_bits,
+    record_paths,
+)
 from ddp_workbook.runs.checkpoint import checkpoint_folder, has_seal, model_path, saved_checkpoints, write_checkpoint
 from ddp_workbook.training.datasets import Dataset
-from ddp_workbook.training.loop import accuracy
+from ddp_workbook.training.loader import evaluation_shard
+from ddp_workbook.training.loop import Evaluation, accuracy
 from ddp_workbook.training.models import count_parameters
 from ddp_workbook.training.state import TrainingState
 
@@ -70,11 +80,13 @@ class RunOutputs:
             )
         return earlier is not None
 
-    def save(self, state: TrainingState, confusion: Tensor, data: Dataset) -> RunRecord | None:
+    def save(self, state: TrainingState, tested: Evaluation, data: Dataset) -> RunRecord | None:
         """Write the model, the history and, last, the metrics: a run whose metrics exist is complete.
 
-        All ranks must call it, to report their memory; rank 0 writes. Returns the record on rank 0, None on the others.
+        All ranks must call it, to report their memory and which of their test images they recognized; rank 0 writes.
+        Returns the record on rank 0, None on the others.
         """
+        shards = gather_objects(tested.correct.numpy())
         memory = gather_objects((devices.peak_memory_bytes(), devices.accelerator_peak_bytes(state.device)))
         history, model = state.history, unwrap(state.model)
         threads = devices.choose_threads(self.config.threads, self.world.local_size)
@@ -100,11 +112,12 @@ class RunOutputs:
                 train_seconds=train_seconds,
                 evaluation_seconds=sum(epoch.evaluation_seconds for epoch in history),
                 images_per_second=sum(e.images_per_second * e.train_seconds for e in history) / train_seconds,
-                test_accuracy=accuracy(confusion),
+                test_accuracy=accuracy(tested.confusion),
                 test_loss=history[-1].test_loss,
                 peak_memory_bytes=[host for host, _ in memory],
                 accelerator_peak_bytes=[accelerator for _, accelerator in memory],
-                confusion=confusion.tolist(),
+                confusion=tested.confusion.tolist(),
+                correct_images=pack_bits(self._in_order(shards)),
             )
             write_checkpoint(self.model, self.config, data.fingerprint, model)
             metrics, epochs = record_paths(self.config.run_dir, self.world.kind)
@@ -115,6 +128,13 @@ class RunOutputs:
 
         record = from_main(write)
         return record if self.world.is_main else None
+
+    def _in_order(self, shards: Sequence[np.ndarray]) -> np.ndarray:
+        """Every rank's right and wrong answers, put together in the order of the test images."""
+        correct = np.empty(sum(map(len, shards)), dtype=bool)
+        for rank, shard in enumerate(shards):
+            correct[evaluation_shard(len(correct), replace(self.world, rank=rank))] = shard
+        return correct
 
 
 def finished_run(config: TrainConfig, kind: RunKind, processes: int) -> tuple[RunRecord, HistoryRecord] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -83,22 +83,37 @@ def train_epoch(
     return loss_sum / images, correct / images
 
 
+class Evaluation(NamedTuple):
+    """What a test found. Confusion and loss are those of the images of all ranks, `correct` is this rank's own."""
+
+    confusion: Tensor
+    """Counts (classes, classes), int64, true class by row, on the CPU."""
+    loss: float
+    """Mean cross-entropy."""
+    correct: Tensor
+    """Whether each image of this rank's shard is recognized, in the shard's order: (images,) bool, on the CPU."""
+
+
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch], classes: int, precision: Precision) -> tuple[Tensor, float]:
-    """Confusion counts (classes, classes), true class by row, and mean cross-entropy over the images of all ranks.
+def evaluate(model: nn.Module, batches: Iterable[Batch], classes: int, precision: Precision) -> Evaluation:
+    """Test the model on this rank's batches, and sum the counts over the ranks.
 
     The ranks may have different numbers of batches: they meet once, when the counts are summed.
     """
     model.eval()
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=precision.device)
     loss_sum = torch.zeros((), device=precision.device)
+    correct = [torch.empty(0, dtype=torch.bool, device=precision.device)]  # a rank may have no batch
     for images, labels in batches:
         with precision.autocast():
             logits = model(images)
         loss_sum += functional.cross_entropy(logits.float(), labels, reduction="sum")
-        confusion += torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)
+        predictions = logits.argmax(1)
+        confusion += torch.bincount(labels * classes + predictions, minlength=classes * classes)
+        correct.append(predictions == labels)
     confusion, loss_sum = all_reduce_sum(confusion), all_reduce_sum(loss_sum)  # NEW: each rank has tested its share
-    return confusion.view(classes, classes).cpu(), loss_sum.item() / max(int(confusion.sum()), 1)
+    mean_loss = loss_sum.item() / max(int(confusion.sum()), 1)
+    return Evaluation(confusion.view(classes, classes).cpu(), mean_loss, torch.cat(correct).cpu())
 
 
 def accuracy(confusion: Tensor) -> float:
@@ -113,15 +128,15 @@ def fit(
     config: TrainConfig,
     world: World,
     callbacks: Sequence[Callback] = (),
-) -> Tensor:
-    """Train up to config.epochs and evaluate after each. Returns the last confusion counts; state.history grows.
+) -> Evaluation:
+    """Train up to config.epochs and evaluate after each. Returns the last evaluation; state.history grows.
 
     A state that was restored from a checkpoint continues there. Raises InputError when the loss is no longer finite,
     and whatever a callback raises to end the run early.
     """
     if state.step == 0:
         torch.manual_seed(config.seed + world.rank)  # NEW: dropout differs between ranks
-    test, confusion = data.test.to(state.device), torch.empty(0)
+    test, tested = data.test.to(state.device), Evaluation(torch.empty(0), math.nan, torch.empty(0))
     while not state.finished:
         state.partial.start_clock()
         loss, correct = train_epoch(state, loader, config, callbacks)
@@ -131,8 +146,8 @@ def fit(
         started = time.perf_counter()
         average_buffers(state.model)  # NEW: all ranks test the same model
         batches = evaluation_batches(test, loader.normalize, world)
-        confusion, test_loss = evaluate(unwrap(state.model), batches, len(data.classes), state.precision)
-        if not math.isfinite(test_loss):  # caused by the last step; all ranks see the same
+        tested = evaluate(unwrap(state.model), batches, len(data.classes), state.precision)
+        if not math.isfinite(tested.loss):  # caused by the last step; all ranks see the same
             raise diverged(f"the test loss is not finite after epoch {state.epoch + 1}")
         state.epoch, state.partial = state.epoch + 1, PartialEpoch()
         state.history.append(
@@ -140,8 +155,8 @@ def fit(
                 epoch=state.epoch,
                 train_loss=loss,
                 train_accuracy=correct,
-                test_loss=test_loss,
-                test_accuracy=accuracy(confusion),
+                test_loss=tested.loss,
+                test_accuracy=accuracy(tested.confusion),
                 learning_rate=last_rate(state.schedule, config, loader.steps),
                 train_seconds=seconds,
                 evaluation_seconds=time.perf_counter() - started,
@@ -151,4 +166,4 @@ def fit(
         )
         for callback in callbacks:
             callback.after_epoch(state)
-    return confusion
+    return tested

@@ -9,6 +9,7 @@ from helper_records import make_benchmark, make_run
 from ddp_workbook.analysis.speedup import (
     accuracy_difference,
     efficiency,
+    is_equivalent,
     over_all_cores,
     require_comparable,
     speedup,
@@ -17,6 +18,7 @@ from ddp_workbook.analysis.speedup import (
     verdict,
     workers,
 )
+from ddp_workbook.analysis.statistics import paired_difference
 from ddp_workbook.errors import InputError
 from ddp_workbook.records.timing import Interval
 
@@ -32,11 +34,42 @@ def test_efficiency_is_the_share_of_the_ideal():
     assert (found.value, found.low, found.high) == pytest.approx((0.75, 0.7, 0.8))
 
 
-def test_accuracy_difference_by_its_formula():
+def test_accuracy_difference_is_paired_where_the_records_say_which_images_are_right():
+    """The second run loses 20 of the 180 images that the first one has right, and gains none."""
     first, second = make_run(correct=90)[0], make_run("distributed", correct=80)[0]
+    found = accuracy_difference(first, second)
+    assert found == paired_difference([True] * 180 + [False] * 20, [True] * 160 + [False] * 40)
+    assert found.value == pytest.approx(-0.1)
+
+
+@pytest.mark.parametrize("missing", ["first", "second", "images"])
+def test_accuracy_difference_of_independent_samples_by_its_formula(missing):
+    """Where a record has no answers by image, or has them of other images."""
+    first, second = make_run(correct=90)[0], make_run("distributed", correct=80)[0]
+    if missing == "images":
+        second = changed(second, "dataset", fingerprint="1" * 64)
+    else:
+        first, second = (
+            run.model_copy(update={"correct_images": None}) if missing == name else run
+            for name, run in (("first", first), ("second", second))
+        )
     found = accuracy_difference(first, second)
     assert found.value == pytest.approx(-0.1)
     assert found.high - found.value == pytest.approx(1.959964 * np.sqrt((0.09 + 0.16) / 200), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "equal"),
+    [
+        (-0.010, 0.012, True),
+        (-0.015, 0.015, True),
+        (-0.0172, 0.0042, False),
+        (0.001, 0.016, False),
+        (0.02, 0.03, False),
+    ],
+)
+def test_equal_means_that_the_whole_interval_is_inside_the_margin(low, high, equal):
+    assert is_equivalent(Interval((low + high) / 2, low, high)) == equal
 
 
 def test_speedup_table_names_its_baselines():
@@ -49,6 +82,24 @@ def test_speedup_table_names_its_baselines():
 def test_the_last_serial_configuration_has_all_cores():
     [(processes, ratio)] = over_all_cores(make_benchmark())
     assert (processes, ratio.value) == (2, pytest.approx(0.9))
+
+
+def with_physical_cores(benchmark):
+    """The benchmark with a third baseline between the two, twice as fast as one thread."""
+    one, *rest = benchmark.configurations
+    rates = [2 * rate for rate in one.images_per_second]
+    physical = one.model_copy(update={"name": "1 process, 4 threads", "threads": 4, "images_per_second": rates})
+    return benchmark.model_copy(update={"configurations": [one, physical, *rest]})
+
+
+def test_a_third_baseline_is_one_more_row_and_changes_no_other():
+    before, after = make_benchmark(), with_physical_cores(make_benchmark())
+    rows = speedup_table(after)
+    assert [row.baseline for row in rows] == ["1 process, 1 thread", "1 process, 4 threads", "1 process, 2 threads"]
+    assert rows[1].speedup.value == pytest.approx(0.75)
+    assert [rows[0], rows[2]] == speedup_table(before)
+    assert over_all_cores(after) == over_all_cores(before)
+    assert upper_bound_shares(after) == upper_bound_shares(before)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +123,20 @@ def test_verdicts_follow_the_whole_interval():
     assert verdict(Interval(1.2, 1.1, 1.3)) == "faster"
     assert verdict(Interval(0.9, 0.8, 0.95)) == "slower"
     assert verdict(Interval(1.1, 0.9, 1.3)) == "not distinguishable"
+    assert verdict(Interval(1.1, 1.0, 1.3)) == "not distinguishable"
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        (Interval(1.18, 1.0004, 1.21), "faster, but the interval nearly touches 1"),
+        (Interval(1.18, 1.006, 1.21), "faster"),
+        (Interval(0.9, 0.8, 0.996), "slower, but the interval nearly touches 1"),
+        (Interval(0.9, 0.8, 0.994), "slower"),
+    ],
+)
+def test_a_verdict_does_not_contradict_the_printed_interval(interval, expected):
+    assert verdict(interval) == expected
 
 
 def test_equal_runs_are_comparable():

@@ -10,6 +10,7 @@ from conftest import make_data
 from helper_records import make_breakdown, make_steps, make_sweep
 
 from ddp_workbook.analysis.costmodel import check_steps, is_settled, measured_speedup
+from ddp_workbook.analysis.statistics import SAMPLES_NEEDED
 from ddp_workbook.errors import InputError
 from ddp_workbook.measurement import batch_sweep
 from ddp_workbook.measurement.batch_sweep import ROUNDS_AT_MOST, sweep_batch_sizes, sweep_config
@@ -75,7 +76,7 @@ class FakePool:
 def sweep(monkeypatch):
     """sweep(factors, rounds): a sweep of the MLP at two batch sizes, without any timing; the record and its pools."""
 
-    def run(factors, rounds):
+    def run(factors, *rounds):
         pools = []
 
         @contextmanager
@@ -88,12 +89,12 @@ def sweep(monkeypatch):
         monkeypatch.setattr(batch_sweep, "MODELS", {"mlp": MODELS["mlp"]})
         monkeypatch.setattr(batch_sweep, "load_dataset", lambda config: make_data())
         monkeypatch.setattr(batch_sweep, "benchmark_all_reduce", lambda pool: make_sweep().all_reduce)
-        return sweep_batch_sizes(CONFIG, 2, (4, 16), rounds), pools
+        return sweep_batch_sizes(CONFIG, 2, (4, 16), *rounds), pools
 
     return run
 
 
-ROUNDS = 4
+ROUNDS = 5
 LIMIT = ROUNDS * ROUNDS_AT_MOST
 
 
@@ -101,8 +102,8 @@ LIMIT = ROUNDS * ROUNDS_AT_MOST
     ("factors", "expected"),
     [
         ([1.0] * ROUNDS, ROUNDS),  # a further round would find no factor left
-        ([1.0, 1.05, 1.1, 1.0], ROUNDS),  # within 15 % of each other
-        ([1.0, 1.4] + [1.0] * 7, 9),  # from nine rounds on the interval leaves out the largest
+        ([1.0, 1.05, 1.1, 1.0, 1.0], ROUNDS),  # within 15 % of each other
+        ([1.0, 1.4] + [1.0] * 8, 10),  # from nine rounds on the interval leaves out the largest
         (([1.0, 2.0] * LIMIT)[:LIMIT], LIMIT),
     ],
     ids=["equal", "nearly equal", "one outlier", "never settled"],
@@ -118,10 +119,23 @@ def test_a_point_gets_more_rounds_until_it_is_settled(sweep, factors, expected):
 
 
 @pytest.mark.parametrize("settled_after", [*range(1, LIMIT + 3)])
-def test_only_the_statistics_decide_how_many_rounds_a_point_gets(sweep, monkeypatch, settled_after):
+def test_a_point_is_judged_only_after_each_set_of_rounds(sweep, monkeypatch, settled_after):
+    """Being settled in between does not count: the chance to stop at a lucky moment must stay small."""
     monkeypatch.setattr(batch_sweep, "is_settled", lambda point: len(point.serial) >= settled_after)
     record, _ = sweep([1.0, 2.0] * LIMIT, ROUNDS)
-    assert {len(point.serial) for point in record.points} == {min(max(settled_after, ROUNDS), LIMIT)}
+    sets = max(1, -(-settled_after // ROUNDS))
+    assert {len(point.serial) for point in record.points} == {min(sets * ROUNDS, LIMIT)}
+
+
+def test_a_point_that_takes_too_long_gets_no_further_round(sweep, monkeypatch):
+    monkeypatch.setattr(batch_sweep, "SECONDS_AT_MOST", -1)
+    record, _ = sweep([1.0, 2.0] * LIMIT, ROUNDS)
+    assert {len(point.serial) for point in record.points} == {ROUNDS}
+
+
+def test_without_a_number_a_point_has_rounds_enough_for_a_95_percent_interval(sweep):
+    record, _ = sweep([1.0] * SAMPLES_NEEDED)
+    assert {len(point.serial) for point in record.points} == {SAMPLES_NEEDED}
 
 
 def points_of(pool):

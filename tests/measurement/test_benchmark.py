@@ -14,9 +14,13 @@ CONFIG = replace(RECIPES["mlp-digits"], dropout=0.0, precision="fp32", device="c
 
 @pytest.fixture
 def cores(monkeypatch):
-    """Pretend that this machine has so many cores."""
+    """Pretend that this machine has so many logical and physical cores."""
 
-    return lambda count: monkeypatch.setattr(devices, "available_cores", lambda: count)
+    def pretend(count, physical=None):
+        monkeypatch.setattr(devices, "available_cores", lambda: count)
+        monkeypatch.setattr(devices.psutil, "cpu_count", lambda logical: count if logical else physical or count)
+
+    return pretend
 
 
 def test_the_plan_has_both_baselines_and_each_count_with_and_without_communication(cores):
@@ -29,6 +33,17 @@ def test_the_plan_has_both_baselines_and_each_count_with_and_without_communicati
         ("2 processes, 2 threads each", "distributed", 2, 2, 16),
     ]
     assert not any(plan.images_per_second or plan.losses or plan.accuracies for plan in plans)
+
+
+@pytest.mark.parametrize(
+    ("logical", "physical", "threads"),
+    [(8, 4, [1, 4, 8]), (8, 8, [1, 8]), (2, 1, [1, 2]), (1, 1, [1]), (2, 16, [1, 2])],
+)
+def test_physical_cores_are_a_baseline_of_their_own_where_they_are_fewer(cores, logical, physical, threads):
+    cores(logical, physical)
+    serial = [plan for plan in plan_configurations(CONFIG, [2], "strong") if plan.role == "serial"]
+    assert [plan.threads for plan in serial] == threads
+    assert [plan.name for plan in serial] == [f"1 process, {n} thread{'s' * (n > 1)}" for n in threads]
 
 
 def test_on_one_core_there_is_one_baseline(cores):

@@ -15,6 +15,7 @@ from helper_records import make_benchmark
 
 from ddp_workbook import cli
 from ddp_workbook.course.notebook import latest_experiment
+from ddp_workbook.devices import physical_cores
 from ddp_workbook.errors import InputError
 from ddp_workbook.measurement.experiment import describe, load_experiment, metrics, run_experiment, save_experiment
 from ddp_workbook.recipes import RECIPES
@@ -40,8 +41,7 @@ def experiment(tmp_path_factory):
 
 def test_an_experiment_measures_both_baselines_the_upper_bound_and_the_run(experiment):
     record, _, printed = experiment
-    cores = record.environment.cores
-    serial = ["serial"] * (1 + (cores > 1))
+    serial = ["serial"] * len({1, physical_cores(), record.environment.cores})
     assert [one.role for one in record.configurations] == [*serial, "no-communication", "distributed"]
     assert record.rounds == 2
     assert all(rate > 0 for one in record.configurations for rate in one.images_per_second)

@@ -1,5 +1,6 @@
 """Records of runs: written and read back, refused by name when they do not fit, and still read when they are old."""
 
+import base64
 import json
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ddp_workbook.errors import InputError
 from ddp_workbook.recipes import RECIPES
 from ddp_workbook.records.course import CourseSummary, NotebookTimes
 from ddp_workbook.records.files import load_record, save_record
-from ddp_workbook.records.run import HistoryRecord, RunRecord, load_run, record_paths
+from ddp_workbook.records.run import HistoryRecord, RunRecord, load_run, pack_bits, record_paths, unpack_bits
 from ddp_workbook.records.timing import BatchSweep, BenchmarkRecord, PerformanceMetrics, StepBreakdown
 
 
@@ -58,6 +59,11 @@ def edit(path, change):
         (lambda r: r["confusion"].pop(), "confusion must be 2 x 2"),
         (lambda r: r["confusion"][0].__setitem__(0, 5), "confusion counts"),
         (lambda r: r["peak_memory_bytes"].append(1), "peak_memory_bytes must have 1 entries"),
+        (lambda r: r.update(correct_images="no bits"), "correct_images is not base64"),
+        (lambda r: r.update(correct_images="/ä=="), "correct_images is not base64"),
+        (lambda r: r.update(correct_images=pack_bits([True] * 180)), "a bit for each of the 200 test images"),
+        (lambda r: r.update(correct_images=pack_bits([True] * 180 + [False] * 28)), "a bit for each of the 200"),
+        (lambda r: r.update(correct_images=pack_bits([True] * 181 + [False] * 19)), "as many correct predictions"),
     ],
 )
 def test_a_record_that_does_not_fit_is_refused_by_field(tmp_path, change, field):
@@ -103,7 +109,24 @@ def test_a_truncated_record_is_never_read(tmp_path_factory, data):
         load_run(folder, "baseline")
 
 
+@given(st.lists(st.booleans(), max_size=40))
+def test_bits_are_unpacked_as_they_were_packed(bits):
+    assert unpack_bits(pack_bits(bits), len(bits)) == bits
+
+
+def test_bits_are_packed_as_numpy_packs_them():
+    assert base64.b64decode(pack_bits([True, False, False, False, False, False, False, True, True])) == b"\x81\x80"
+    with pytest.raises(ValueError, match="a bit for each of the 3 test images"):
+        unpack_bits(pack_bits([True] * 4), 3)  # the fourth bit must be padding
+
+
 # Records of earlier versions
+
+
+def test_a_record_without_correct_images_is_read(tmp_path):
+    save_run_files(tmp_path)
+    edit(record_paths(tmp_path, "baseline")[0], lambda r: r.pop("correct_images"))
+    assert load_run(tmp_path, "baseline")[0].correct_bits is None
 
 
 def with_old_fields(record):

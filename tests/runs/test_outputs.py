@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_data
+from conftest import make_data, run_on_ranks
 from helper_interrupted_runs import CPU, SERIAL, SMALL, in_folder, stop_early, train
 from helper_records import make_run
 from torch import nn
@@ -20,8 +20,9 @@ from ddp_workbook.records.run import load_run, record_paths
 from ddp_workbook.runs import outputs, stopping
 from ddp_workbook.runs.checkpoint import model_path, read_checkpoint, write_checkpoint
 from ddp_workbook.runs.outputs import RunOutputs, finished_run
-from ddp_workbook.training.loader import TrainLoader
+from ddp_workbook.training.loader import Normalize, TrainLoader
 from ddp_workbook.training.loop import fit
+from ddp_workbook.training.models import build_model
 from ddp_workbook.training.state import build_state
 
 DISTRIBUTED = World(launched=True)
@@ -155,24 +156,23 @@ def test_an_interrupted_run_after_a_finished_one_is_resumed(stopped, capsys):
 
 @pytest.fixture
 def trained(tmp_path):
-    """State, confusion counts, data and configuration of a run of two epochs whose training has just ended."""
+    """State, last evaluation, data and configuration of a run of two epochs whose training has just ended."""
     config, data = in_folder(replace(SMALL, epochs=2, threads=1), tmp_path), make_data()
     state, loader = build_state(config, data, SERIAL, CPU), TrainLoader(data, config, SERIAL, CPU)
-    confusion = fit(state, loader, data, config, SERIAL)
-    return state, confusion, data, config
+    return state, fit(state, loader, data, config, SERIAL), data, config
 
 
 def test_the_records_follow_from_the_training_state(trained):
-    state, confusion, data, config = trained
-    record = RunOutputs(config, SERIAL, BACKEND).save(state, confusion, data)
+    state, tested, data, config = trained
+    record = RunOutputs(config, SERIAL, BACKEND).save(state, tested, data)
     run, history = load_run(config.run_dir, "baseline")
     assert record == run
     assert history.epochs == state.history
     assert run.dataset == data.info()
     assert (run.kind, run.config, run.world.backend, run.world.processes) == ("baseline", config, None, 1)
     assert (run.world.global_batch, run.world.threads_per_process, run.world.precision) == (4, 1, "fp32")
-    assert run.confusion == confusion.tolist()
-    assert run.test_accuracy == confusion.diagonal().sum().item() / 21 == history.epochs[-1].test_accuracy
+    assert run.confusion == tested.confusion.tolist()
+    assert run.test_accuracy == tested.confusion.diagonal().sum().item() / 21 == history.epochs[-1].test_accuracy
     seconds = [epoch.train_seconds for epoch in history.epochs]
     assert run.train_seconds == sum(seconds)
     assert run.images_per_second == pytest.approx(2 * 48 / sum(seconds))
@@ -180,6 +180,26 @@ def test_the_records_follow_from_the_training_state(trained):
     content = read_checkpoint(model_path(config, "baseline"))
     assert (content["config"], content["fingerprint"], content["training"]) == (config, data.fingerprint, None)
     assert all(torch.equal(value, content["model"][name]) for name, value in state.model.state_dict().items())
+
+
+def train_on_ranks(rank, ranks, config, test_images):
+    world = World(rank, ranks, rank, ranks, launched=True)
+    train(config, make_data(test=test_images), world)
+
+
+@pytest.mark.parametrize(("ranks", "test_images"), [(1, 21), (2, 604), (3, 20), (3, 2)])
+def test_the_record_says_of_every_image_what_the_saved_model_says(ranks, test_images, tmp_path):
+    """Whatever the number of ranks: equal shards or not, and even where a rank has no image."""
+    config = in_folder(replace(SMALL, dropout=0.0, epochs=1), tmp_path)
+    run_on_ranks(train_on_ranks, ranks, ranks, config, test_images)
+    run, _ = load_run(config.run_dir, "distributed")
+    data = make_data(test=test_images)
+    model = build_model(config, 3).eval()
+    model.load_state_dict(read_checkpoint(model_path(config, "distributed"))["model"])
+    with torch.no_grad():
+        predicted = model(Normalize(data, CPU)(data.test.images)).argmax(1)
+    assert run.correct_bits == (predicted == data.test.labels).tolist()
+    assert 0 < sum(run.correct_bits) < test_images or test_images == 2
 
 
 @pytest.mark.parametrize("fails", ["model", "history", "metrics"])

@@ -84,12 +84,13 @@ def test_accumulated_batches_equal_one_large_batch():
 def test_evaluation_equals_scikit_learns(data, precision):
     model, amp = small_model(), Precision(CPU, precision)
     normalize = Normalize(data, CPU)
-    confusion, loss = evaluate(model, evaluation_batches(data.test, normalize, World()), 3, amp)
+    confusion, loss, correct = evaluate(model, evaluation_batches(data.test, normalize, World()), 3, amp)
     with torch.no_grad(), amp.autocast():
         logits = model.eval()(normalize(data.test.images)).float()
     assert (confusion.numpy() == confusion_matrix(data.test.labels, logits.argmax(1), labels=[0, 1, 2])).all()
     judge = log_loss(data.test.labels, logits.double().softmax(1), labels=[0, 1, 2])
     assert loss == pytest.approx(judge, rel=1e-4)
+    assert correct.tolist() == (logits.argmax(1) == data.test.labels).tolist()
 
 
 class Witness(nn.Module):
@@ -110,22 +111,24 @@ def count_tested(rank, ranks):
     data = make_data(test=10_000)
     witness = Witness(data)
     world = World(rank, ranks, rank, ranks, launched=True)
-    confusion, _ = evaluate(witness, evaluation_batches(data.test, Normalize(data, CPU), world), 3, FP32)
-    return witness.seen, confusion[:, 0].tolist(), confusion.sum().item()
+    confusion, _, correct = evaluate(witness, evaluation_batches(data.test, Normalize(data, CPU), world), 3, FP32)
+    of_class_0 = (data.test.labels[witness.seen] == 0).tolist()  # what a network that answers 0 has right
+    return witness.seen, confusion[:, 0].tolist(), confusion.sum().item(), correct.tolist() == of_class_0
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 7])
 def test_every_test_image_is_tested_exactly_once(ranks):
     answers = run_on_ranks(count_tested, ranks, ranks)
-    assert sorted(index for seen, _, _ in answers for index in seen) == list(range(10_000))
+    assert sorted(index for seen, *_ in answers for index in seen) == list(range(10_000))
     expected = torch.bincount(make_data(test=10_000).test.labels, minlength=3).tolist()
-    assert all(counts == expected and total == 10_000 for _, counts, total in answers)
+    assert all(counts == expected and total == 10_000 for _, counts, total, _ in answers)
+    assert all(by_image for *_, by_image in answers)
 
 
 def evaluation_of_all_training_images(data):
     """Loss and accuracy of the frozen model, by evaluate()."""
     batches = evaluation_batches(data.train, Normalize(data, CPU), World())
-    confusion, loss = evaluate(small_model(), batches, 3, FP32)
+    confusion, loss, _ = evaluate(small_model(), batches, 3, FP32)
     return loss, confusion.diagonal().sum().item() / len(data.train)
 
 
@@ -167,8 +170,8 @@ class Calls:
 def run(data, config, model, callbacks=()):
     loader = TrainLoader(data, config, World(), CPU)
     state = start(model, config, loader)
-    confusion = fit(state, loader, data, config, World(), callbacks)
-    return state.history, confusion
+    tested = fit(state, loader, data, config, World(), callbacks)
+    return state.history, tested.confusion
 
 
 def colour_model():
