@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import datetime
 
-from ddp_workbook.analysis.speedup import EQUIVALENCE_MARGIN, accuracy_difference, is_equivalent
+from ddp_workbook.analysis.speedup import EQUIVALENCE_MARGIN, accuracy_difference, is_equivalent, paired_answers
 from ddp_workbook.analysis.tables import comparison_table, memory_table, summarize_run
 from ddp_workbook.analysis.words import read_accuracy
 from ddp_workbook.records.course import CourseSummary
@@ -39,18 +39,20 @@ def runs_content(inputs: Inputs) -> dict:
         "accuracy": read_accuracy(baseline, distributed),
         "agreement": agreement(difference),
         "margin": f"{100 * EQUIVALENCE_MARGIN:g}",
-        "paired": baseline.correct_bits is not None and distributed.correct_bits is not None,
+        "paired": paired_answers(baseline, distributed) is not None,
         "recheck": recheck(inputs.summary),
     }
 
 
 def _config(baseline: RunRecord, distributed: RunRecord) -> dict:
     config = baseline.config
+    mirrors = DATASETS[baseline.dataset.name].mirror_keeps_class
     return (
         asdict(config)
         | {name: f"{getattr(config, name):g}" for name in PLAIN_NUMBERS}
         | {
             "lr": f"{config.peak_lr(1):g}",
+            "flips": config.augment and (mirrors if config.flip is None else config.flip),
             "hard": config.augment or config.label_smoothing > 0 or config.dropout > 0,
             "dropout": _percent(config.dropout, 0),
             "warmup": _percent(config.warmup, 0),
