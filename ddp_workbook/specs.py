@@ -20,7 +20,7 @@ class ModelSpec:
     layers: str
     """Its layers in words, for the report."""
     colour: str
-    """Colour in figures, as #RRGGBB."""
+    """Colour in figures, as #RRGGBB: neither the baseline's blue nor the distributed run's orange."""
     colour_images: bool = False
     """It wants three channels, so that grey images are repeated; others take grey images as they are."""
     dropout: bool = True
@@ -54,14 +54,14 @@ class DatasetSpec:
 MODELS = {
     "resnet50": ModelSpec(
         label="ResNet-50", title="a ResNet-50", layers="torchvision's 50 layers, with a stem for small images",
-        colour="#0072B2", colour_images=True, dropout=False, batch_norm=True, benchmark_steps=3, sweep_steps=2,
+        colour="#882255", colour_images=True, dropout=False, batch_norm=True, benchmark_steps=3, sweep_steps=2,
     ),
     "mlp": ModelSpec(
-        label="MLP", title="a multilayer perceptron", colour="#D55E00",
+        label="MLP", title="a multilayer perceptron", colour="#999933",
         layers="hidden layers of {}, {} and {} units".format(*MLP_WIDTHS),
     ),
     "cnn": ModelSpec(
-        label="CNN", title="a small convolutional network", colour="#009E73",
+        label="CNN", title="a small convolutional network", colour="#117733",
         layers="two convolutions with {} and {} channels, each followed by pooling, ".format(*CNN_CHANNELS)
         + f"and a hidden layer of {CNN_WIDTH} units",
     ),

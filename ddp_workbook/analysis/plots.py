@@ -1,255 +1,269 @@
-"""Figures of training runs, and the style of all figures: Okabe and Ito's colours, safe for the colour-blind."""
+"""Figures of training runs."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ddp_workbook.analysis.plots_style import BLUE as BLUE
+from ddp_workbook.analysis.plots_style import (
+    COLOURS,
+    GREY,
+    INK,
+    MARKERS,
+    RANKS,
+    WIDTH,
+    digits,
+    error_bars,
+    new_figure,
+    percent,
+    scaled,
+    set_finding,
+    shorten,
+    text_colour,
+)
+from ddp_workbook.analysis.plots_style import save_png as save_png
+from ddp_workbook.analysis.plots_style import to_svg as to_svg
+from ddp_workbook.analysis.plots_style import write_png as write_png
 from ddp_workbook.analysis.statistics import wilson
-from ddp_workbook.records.files import write_atomically
 from ddp_workbook.records.run import EpochRecord, HistoryRecord, RunRecord
-from ddp_workbook.records.timing import Interval
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#595959"
-COLOURS = {"baseline": BLUE, "distributed": ORANGE}
-MARKERS = {"baseline": "o", "distributed": "s"}
-
-STYLE = {
-    "figure.dpi": 110,
-    "savefig.dpi": 160,
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "legend.frameon": False,
-    "text.parse_math": False,  # in the reader's class names a dollar sign is no formula
-    "svg.fonttype": "path",  # letters as shapes: the same on every machine
-    "svg.hashsalt": "ddp-workbook",  # the same bytes each time
-}
-
-
-def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
-    """A figure with a grid of axes (rows, columns) in the style of the workbook; sizes in inches."""
-    plt.rcParams.update(STYLE)  # not rc_context: it would also reset the notebook's interactive mode
-    return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
-
-
-def save_png(figure: Figure, path: Path) -> None:
-    """Write the figure atomically."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=STYLE["savefig.dpi"], metadata={"Software": None})
-    write_atomically(path, lambda file: file.write(picture.getvalue()))
-
-
-def write_png(figure: Figure, path: Path) -> None:
-    """Write a figure that nobody looks at on the screen, and close it."""
-    save_png(figure, path)
-    plt.close(figure)
-
-
-def to_svg(figure: Figure) -> bytes:
-    """The figure as SVG, the same bytes for the same figure; closes it."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    return picture.getvalue()
-
-
-def error_bars(intervals: Sequence[Interval]) -> list[list[float]]:
-    """Lengths below and above the values, as matplotlib's errorbar() takes them."""
-    return [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
-
-
-def scaled(intervals: Sequence[Interval], factor: float) -> list[Interval]:
-    """The intervals in another unit."""
-    return [Interval(factor * i.value, factor * i.low, factor * i.high) for i in intervals]
+MOST_CLASSES_WITH_NUMBERS, MOST_CLASSES_SHOWN = 10, 30
+LONGEST_LABEL = 14  # of a class at a matrix
 
 
 def image_row(images: np.ndarray, titles: Sequence[str], columns: int | None = None) -> Figure:
-    """Images (n, size, size, 3) as bytes, each under its title; 12 to a row unless `columns` says otherwise."""
-    columns = columns or min(len(images), 12)
-    rows = -(-len(images) // columns)
-    figure, axes = new_figure(rows, columns, 0.95 * columns, 1.25 * rows)
+    """Images (n, size, size, 3) as bytes, each under its title; at most 8 to a row unless `columns` says otherwise."""
+    columns = columns or -(-len(images) // -(-len(images) // 8))
+    rows, size = -(-len(images) // columns), min(WIDTH / columns, 0.95)
+    figure, axes = new_figure(rows, columns, size * columns, (size + 0.25) * rows)
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, title in zip(axes.flat, images, titles, strict=False):
         ax.imshow(image, interpolation="nearest", cmap="gray")
-        ax.set_title(title, fontsize=8)
+        ax.set_title(shorten(title, int(13 * size)), fontsize=8)
     return figure
 
 
 def schedule(rates: Sequence[float], steps_per_epoch: int) -> Figure:
     """Learning rate of every optimizer step of a run."""
-    figure, axes = new_figure(1, 1, 7, 2.6)
-    ax = axes[0, 0]
-    ax.plot(np.arange(1, len(rates) + 1) / steps_per_epoch, rates, color=BLUE)
+    figure, axes = new_figure(1, 1, height=2.2)
+    ax, epochs = axes[0, 0], np.arange(1, len(rates) + 1) / steps_per_epoch
+    ax.plot(epochs, rates, color=INK)
     ax.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    highest = int(np.argmax(rates))
+    set_finding(figure, f"The learning rate is highest, {rates[highest]:.3g}, at epoch {epochs[highest]:.1f}")
     return figure
-
-
-def _label_panels(loss: Axes, accuracy: Axes, seconds: Axes, fourth: Axes) -> None:
-    loss.set(title="Loss", ylabel="cross-entropy (nats)", ylim=(0, None))
-    accuracy.set(title="Accuracy", ylabel="correct predictions (%)")
-    seconds.set(title="Time per epoch", ylabel="seconds", ylim=(0, None))
-    fourth.set_ylim(0, None)
-    for ax in (loss, accuracy, seconds, fourth):
-        ax.set_xlabel("epoch")
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        if ax.get_legend_handles_labels()[0]:
-            ax.legend(fontsize=8)
 
 
 def _values(epochs: Sequence[EpochRecord], name: str, scale: float = 1) -> list[float]:
     return [scale * getattr(epoch, name) for epoch in epochs]
 
 
+def _draw_epochs(axes: Sequence[Axes], history: HistoryRecord) -> None:
+    """Loss, accuracy and time of each epoch on three axes: training dashed, test solid."""
+    epochs, name = history.epochs, history.kind
+    x = _values(epochs, "epoch")
+    for ax, (train, test), scale in zip(
+        axes,
+        (("train_loss", "test_loss"), ("train_accuracy", "test_accuracy"), ("train_seconds", "evaluation_seconds")),
+        (1, 100, 1),
+        strict=True,
+    ):
+        style = {"color": COLOURS[name], "marker": MARKERS[name]}
+        ax.plot(x, _values(epochs, train, scale), "--", label=f"{name}, training", **style)
+        ax.plot(x, _values(epochs, test, scale), "-", label=f"{name}, test", **style)
+
+
+def _label_epochs(axes: Sequence[Axes]) -> None:
+    loss, accuracy, seconds = axes
+    loss.set(ylabel="cross-entropy (nats)", title="Loss", ylim=(0, None))
+    accuracy.set(ylabel="correct predictions (%)", title="Accuracy")
+    seconds.set(ylabel="seconds per epoch", title="Time", ylim=(0, None))
+    for ax in axes:
+        _epoch_axis(ax)
+
+
+def _epoch_axis(ax: Axes) -> None:
+    ax.set_xlabel("epoch")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+
+
 def training_curves(histories: Sequence[HistoryRecord]) -> Figure:
-    """Loss, accuracy, epoch time and learning rate over the epochs; one colour per run."""
-    figure, axes = new_figure(2, 2, 9, 6)
-    loss, accuracy, seconds, rate = axes.flat
+    """Loss, accuracy and time of each epoch; one colour per run."""
+    figure, (axes,) = new_figure(1, 3, height=2.9)
     for history in histories:
-        epochs, name = history.epochs, history.kind
-        x = _values(epochs, "epoch")
-        style = {"color": COLOURS[name], "marker": MARKERS[name], "markersize": 4}
-        loss.plot(x, _values(epochs, "train_loss"), linestyle="--", label=f"{name}, training", **style)
-        loss.plot(x, _values(epochs, "test_loss"), label=f"{name}, test", **style)
-        accuracy.plot(x, _values(epochs, "train_accuracy", 100), linestyle="--", **style)
-        accuracy.plot(x, _values(epochs, "test_accuracy", 100), **style)
-        seconds.plot(x, _values(epochs, "train_seconds"), label=f"{name}, training", **style)
-        seconds.plot(x, _values(epochs, "evaluation_seconds"), linestyle=":", label=f"{name}, test", **style)
-        rate.plot(x, _values(epochs, "learning_rate"), label=None, **style)
-    rate.set(title="Learning rate at the end of the epoch", ylabel="learning rate")
-    _label_panels(loss, accuracy, seconds, rate)
+        _draw_epochs(axes, history)
+    _label_epochs(axes)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    ends = ", ".join(f"{each.kind} {percent(each.epochs[-1].test_accuracy)}" for each in histories)
+    set_finding(figure, f"Test accuracy after {len(histories[0].epochs)} epochs: {ends}")
     return figure
 
 
 def training_plots(run: RunRecord, history: HistoryRecord) -> Figure:
-    """One distributed run by epoch: loss, accuracy, time, and how much of the time went into gradients."""
-    figure, axes = new_figure(2, 2, 9, 6)
-    loss, accuracy, seconds, gradients = axes.flat
-    epochs = history.epochs
-    x = _values(epochs, "epoch")
-    style = {"marker": "o", "markersize": 4}
-    train, test = style | {"color": BLUE, "label": "training"}, style | {"color": ORANGE, "label": "test"}
-    loss.plot(x, _values(epochs, "train_loss"), linestyle="--", **train)
-    loss.plot(x, _values(epochs, "test_loss"), **test)
-    accuracy.plot(x, _values(epochs, "train_accuracy", 100), linestyle="--", **train)
-    accuracy.plot(x, _values(epochs, "test_accuracy", 100), **test)
-    seconds.plot(x, _values(epochs, "train_seconds"), **train)
-    seconds.plot(x, _values(epochs, "evaluation_seconds"), **test)
-    communication = [epoch.communication for epoch in epochs]
+    """One run by epoch: loss, accuracy, time, and how much of the time backward waited for gradients."""
+    figure, (axes,) = new_figure(1, 3, height=2.9)
+    _draw_epochs(axes, history)
+    communication = [epoch.communication for epoch in history.epochs]
+    finding = f"{run.recipe}: test accuracy {percent(run.test_accuracy)} after {len(history.epochs)} epochs"
     if all(communication):
-        summed = [each.collective_seconds for each in communication]
         waited = [each.waited_seconds for each in communication]
-        gradients.plot(x, summed, color=GREY, linestyle="--", label="collectives, summed (not the overhead)", **style)
-        gradients.plot(x, waited, color=GREEN, label="backward waited after its last bucket", **style)
-    gradients.set(title="Gradient communication per epoch, mean over ranks", ylabel="seconds")
-    _label_panels(loss, accuracy, seconds, gradients)
-    figure.suptitle(
-        f"{run.recipe}, {run.world.processes} processes, global batch {run.world.global_batch}", fontsize=11
-    )
-    return figure
-
-
-def confusion_matrices(runs: Sequence[RunRecord]) -> Figure:
-    """Counts (left) and shares of the true class (right), a row per run."""
-    classes = runs[0].dataset.classes
-    size = min(max(4.6, 0.46 * len(classes)), 14)
-    figure, axes = new_figure(len(runs), 2, 2.15 * size, len(runs) * size * 0.92)
-    small = {"size": 7 if len(classes) <= 12 else 5}
-    for (left, right), run in zip(axes, runs, strict=True):
-        counts = np.array(run.confusion)
-        shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        for ax, values, form, unit in ((left, counts, "d", "images"), (right, shares, ".0f", "% of the true class")):
-            sns.heatmap(
-                values, ax=ax, annot=len(classes) <= 25, fmt=form, annot_kws=small, cmap="cividis", square=True,
-                xticklabels=classes, yticklabels=classes, cbar_kws={"label": unit, "shrink": 0.75},
-            )  # fmt: skip
-            ax.grid(False)
-            ax.set(xlabel="predicted class", ylabel="true class", title=f"{run.kind} ({unit})")
-            ax.tick_params(axis="x", rotation=90 if max(map(len, classes)) > 2 else 0, labelsize=8)
-            ax.tick_params(axis="y", rotation=0, labelsize=8)
-    return figure
-
-
-def per_class_accuracy(runs: Sequence[RunRecord]) -> Figure:
-    """Share of each class that is recognized, with 95 % Wilson intervals."""
-    classes = runs[0].dataset.classes
-    figure, axes = new_figure(1, 1, 8, min(1.4 + 0.34 * len(classes), 30))
-    ax = axes[0, 0]
-    rows = np.arange(len(classes))
-    for offset, run in zip((-0.15, 0.15), runs, strict=False):
-        shares = scaled([wilson(row[i], sum(row)) for i, row in enumerate(run.confusion)], 100)
-        ax.errorbar(
-            [share.value for share in shares], rows + offset, xerr=error_bars(shares), fmt=MARKERS[run.kind],
-            color=COLOURS[run.kind], capsize=3, markersize=5,
-            label=f"{run.kind} (all classes: {run.test_accuracy:.2%})",
-        )  # fmt: skip
-    ax.set(yticks=rows, yticklabels=classes, xlabel="images of the class that are recognized (%), 95 % interval")
-    ax.invert_yaxis()
-    figure.legend(loc="outside upper center", ncols=2, fontsize=9)
+        label = "waited after the last bucket"
+        axes[2].plot(
+            _values(history.epochs, "epoch"), waited, ":", color=INK, marker="v", markerfacecolor="white", label=label
+        )
+        wait, whole = np.median(waited), np.median(_values(history.epochs, "train_seconds"))
+        finding += f". Backward waited {wait:{digits(wait)}} of {whole:{digits(whole)}}\u00a0s per epoch"
+    _label_epochs(axes)
+    figure.legend(*axes[2].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    set_finding(figure, finding)
     return figure
 
 
 def baseline_vs_distributed(runs: Sequence[RunRecord], histories: Sequence[HistoryRecord]) -> Figure:
-    """Test accuracy over epochs and over training time, and what each run took."""
-    figure, axes = new_figure(1, 3, 11, 3.6)
-    by_epoch, by_time, totals = axes[0]
-    for history in histories:
-        accuracy = [100 * e.test_accuracy for e in history.epochs]
-        style = {
-            "color": COLOURS[history.kind],
-            "marker": MARKERS[history.kind],
-            "markersize": 4,
-            "label": history.kind,
-        }
-        by_epoch.plot([e.epoch for e in history.epochs], accuracy, **style)
-        by_time.plot(np.cumsum([e.train_seconds for e in history.epochs]) / 60, accuracy, **style)
-    by_epoch.set(title="Test accuracy by epoch", xlabel="epoch", ylabel="correct predictions on test images (%)")
-    by_epoch.xaxis.get_major_locator().set_params(integer=True)
-    by_time.set(
-        title="and by training time", xlabel="training time (minutes)", ylabel="correct predictions on test images (%)"
-    )
-    by_epoch.legend(fontsize=9)
-    names = [run.kind for run in runs]
-    train = [run.train_seconds / 60 for run in runs]
-    test = [run.evaluation_seconds / 60 for run in runs]
-    totals.bar(names, train, width=0.55, color=[COLOURS[n] for n in names])
-    totals.bar(names, test, width=0.55, bottom=train, color="white", edgecolor=GREY, hatch="///", label="evaluation")
-    for x, (a, b) in enumerate(zip(train, test, strict=True)):
-        totals.text(x, a + b, f"{a + b:.1f}", ha="center", va="bottom", fontsize=9)
-    totals.set(title="Time of the whole run", ylabel="minutes")
-    totals.margins(y=0.25)
-    totals.legend(fontsize=9, loc="upper left")
+    """Test accuracy by epoch and by training time, with Wilson intervals."""
+    figure, (pair,) = new_figure(1, 2, height=2.9, sharey=True)
+    by_epoch, by_time = pair
+    size, unit = (60, "min") if max(run.train_seconds for run in runs) > 120 else (1, "s")
+    for run, history in zip(runs, histories, strict=True):
+        n = run.dataset.test_images
+        accuracy = scaled([wilson(round(n * epoch.test_accuracy), n) for epoch in history.epochs], 100)
+        spent = np.cumsum(_values(history.epochs, "train_seconds")) / size
+        for ax, x in ((by_epoch, _values(history.epochs, "epoch")), (by_time, spent)):
+            ax.errorbar(
+                x, [each.value for each in accuracy], yerr=error_bars(accuracy), color=COLOURS[run.kind],
+                marker=MARKERS[run.kind], capsize=2, linewidth=1.2, label=f"{run.kind} (95 % interval)",
+            )  # fmt: skip
+    by_epoch.set(title="By epoch", ylabel="correct predictions on test images (%)")
+    _epoch_axis(by_epoch)
+    by_time.set(title="By training time", xlabel=f"training time ({unit})", xlim=(0, None))
+    figure.legend(*by_epoch.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    ends = [f"{run.kind} {percent(run.test_accuracy)} in {run.train_seconds / size:.1f}\u00a0{unit}" for run in runs]
+    set_finding(figure, f"After {len(histories[0].epochs)} epochs: {', '.join(ends)}")
+    return figure
+
+
+def confusion_matrices(runs: Sequence[RunRecord]) -> Figure:
+    """Counts of the distributed run; its errors in percent of the true class; and its counts minus the baseline's.
+
+    Correct predictions have no colour in the first two: next to them no error could be seen.
+    """
+    by_kind = {run.kind: run for run in runs}
+    run = by_kind["distributed"]
+    classes, counts = run.dataset.classes, np.array(run.confusion)
+    wrong = np.where(np.eye(len(classes), dtype=bool), 0, counts)
+    errors = 100 * wrong / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    change = counts - np.array(by_kind["baseline"].confusion)
+    longest = 0.06 * min(max(map(len, classes)), LONGEST_LABEL)  # inches
+    height = (5.8 - longest) / 3 + longest + (0.95 if len(classes) <= MOST_CLASSES_WITH_NUMBERS else 1.4)
+    figure, (axes,) = new_figure(1, 3, height=height, sharey=True)
+    reach = max(int(np.abs(change).max()), 1)
+    _draw_matrix(axes[0], wrong, classes, "distributed run\n(images)", counts.diagonal(), cmap="Greys")
+    _draw_matrix(axes[1], errors, classes, "its errors\n(% of the true class)", cmap="Greys")
+    title = "distributed minus baseline\n(images)"
+    _draw_matrix(axes[2], change, classes, title, cmap="PuOr_r", vmin=-reach, vmax=reach)
+    axes[0].set_ylabel("true class")
+    set_finding(figure, _error_finding(classes, errors))
+    return figure
+
+
+def _error_finding(classes: Sequence[str], errors: np.ndarray) -> str:
+    if errors.max() == 0:
+        return "Distributed run: every image is classified correctly"
+    true, predicted = (shorten(classes[i], 20) for i in np.unravel_index(np.argmax(errors), errors.shape))
+    share = percent(errors.max() / 100)
+    return f"Most frequent error of the distributed run: {share} of the class “{true}” are taken for “{predicted}”"
+
+
+def _draw_matrix(
+    ax: Axes, values: np.ndarray, classes: Sequence[str], title: str, diagonal: Sequence[int] = (), **options: object
+) -> None:
+    """A matrix with its numbers in the cells, zeros left empty; for many classes with a colour bar instead.
+
+    `diagonal`: numbers for the diagonal, where the values have none.
+    """
+    few = len(classes) <= MOST_CLASSES_WITH_NUMBERS
+    numbers = np.array([[f"{value:.0f}" if round(value) else "" for value in row] for row in values])
+    bar = {"location": "bottom", "shrink": 0.9, "pad": 0.02}
+    sns.heatmap(
+        values, ax=ax, annot=numbers if few else False, fmt="", annot_kws={"size": 7}, square=True, cbar=not few,
+        cbar_kws=None if few else bar, linewidths=0.3 if few else 0, linecolor="#DDDDDD", **options,
+    )  # fmt: skip
+    for i, count in enumerate(diagonal if few else ()):
+        ax.text(i + 0.5, i + 0.5, str(count), ha="center", va="center", fontsize=7)
+    shown = range(0, len(classes), -(-len(classes) // 14))
+    names = [shorten(classes[i], LONGEST_LABEL) for i in shown]
+    ax.grid(False)
+    ax.set(xlabel="predicted class", title=title)
+    ax.set_xticks(np.array(shown) + 0.5, names, rotation=90 if max(map(len, names)) > 2 else 0)
+    ax.set_yticks(np.array(shown) + 0.5, names, rotation=0)
+    ax.tick_params(length=0, labelsize=7.5)
+
+
+def per_class_accuracy(runs: Sequence[RunRecord]) -> Figure:
+    """Share of each class that is recognized, with 95 % Wilson intervals; of many classes the hardest ones."""
+    classes = runs[0].dataset.classes
+    accuracies = [[wilson(row[i], sum(row)) for i, row in enumerate(run.confusion)] for run in runs]
+    hardest = sorted(range(len(classes)), key=lambda i: min(accuracy[i].value for accuracy in accuracies))
+    shown = sorted(hardest[:MOST_CLASSES_SHOWN])
+    rows = np.arange(len(shown))
+    figure, axes = new_figure(1, 1, height=1.2 + 0.25 * len(shown))
+    ax = axes[0, 0]
+    for offset, run, accuracy in zip((-0.16, 0.16), runs, accuracies, strict=False):
+        shares = scaled([accuracy[i] for i in shown], 100)
+        ax.errorbar(
+            [share.value for share in shares], rows + offset, xerr=error_bars(shares), fmt=MARKERS[run.kind],
+            color=COLOURS[run.kind], capsize=2.5,
+            label=f"{run.kind} (all classes: {percent(run.test_accuracy)})",
+        )  # fmt: skip
+    xlabel = "images of the class that are recognized (%), 95 % interval"
+    if len(shown) < len(classes):
+        xlabel += f"; the {len(shown)} hardest of {len(classes)} classes"
+    ax.set(yticks=rows, yticklabels=[shorten(classes[i], 24) for i in shown], xlabel=xlabel)
+    ax.set_ylim(len(shown) - 0.5, -0.5)
+    figure.legend(loc="outside lower center", ncols=2)
+    worst = [min(range(len(classes)), key=lambda i: accuracy[i].value) for accuracy in accuracies]
+    words = [
+        f"{shorten(classes[i], 20)} in the {run.kind} run ({percent(accuracy[i].value)})"
+        for run, accuracy, i in zip(runs, accuracies, worst, strict=True)
+    ]
+    set_finding(figure, f"Hardest class: {', '.join(words)}")
     return figure
 
 
 def sampler_shards(orders: np.ndarray, batch_size: int) -> Figure:
     """Which rank visits which image: `orders` is (epochs, ranks, images per rank), as from DistributedSampler."""
     epochs, ranks, each = orders.shape
-    figure, axes = new_figure(epochs, 1, 9, 1.1 + 0.9 * epochs)
-    palette = [BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9"]
+    wide = len(str(orders.max()))
+    figure, axes = new_figure(epochs, 1, height=0.9 + (0.35 + 0.26 * ranks) * epochs)
     for epoch, ax in enumerate(axes[:, 0]):
         for rank in range(ranks):
+            colour = RANKS[rank % len(RANKS)]
             for position, image in enumerate(orders[epoch, rank]):
-                ax.text(position, rank, int(image), ha="center", va="center", fontsize=9, color="white", weight="bold",
-                        bbox={"boxstyle": "square,pad=0.28", "facecolor": palette[rank % len(palette)],
-                              "edgecolor": "none"})  # fmt: skip
+                ax.text(position, rank, f"{int(image):>{wide}}", ha="center", va="center", fontsize=8,
+                        family="monospace", color=text_colour(colour), weight="bold",
+                        bbox={"boxstyle": "square,pad=0.3", "facecolor": colour, "edgecolor": "none"})  # fmt: skip
         for edge in range(batch_size, each, batch_size):
             ax.axvline(edge - 0.5, color=GREY, linestyle=":")
-        ax.set(xlim=(-0.7, each - 0.3), ylim=(ranks - 0.45, -0.55), yticks=range(ranks), xticks=range(each))
-        ax.set(
-            yticklabels=[f"rank {r}" for r in range(ranks)], title=f"epoch {epoch + 1}: indices of each rank's images"
-        )
+        ax.set(xlim=(-0.6, each - 0.4), ylim=(ranks - 0.45, -0.55), yticks=range(ranks), xticks=range(each))
+        ax.set(yticklabels=[f"rank {rank}" for rank in range(ranks)], title=f"epoch {epoch + 1}")
+        ax.set_xticklabels(range(1, each + 1))
         ax.grid(False)
     axes[-1, 0].set_xlabel(f"position in the rank's epoch (dotted: a batch of {batch_size} ends)")
+    set_finding(figure, _shards_finding(orders))
     return figure
+
+
+def _shards_finding(orders: np.ndarray) -> str:
+    epochs, ranks, each = orders.shape
+    alone = all(len(np.unique(epoch)) == ranks * each for epoch in orders)
+    finding = f"Indices of the images: {'no image is visited twice' if alone else 'some images are visited twice'}"
+    if epochs > 1:
+        same = (orders == orders[0]).all()
+        finding += f"; the order {'is the same in each epoch' if same else 'changes with the epoch'}"
+    return finding

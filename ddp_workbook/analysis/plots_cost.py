@@ -1,4 +1,4 @@
-"""Figures of the step-time breakdown and of the cost model."""
+"""Figures of a step and of its all-reduces, in milliseconds; those of the cost model's predictions are imported."""
 
 from __future__ import annotations
 
@@ -6,192 +6,209 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from ddp_workbook.analysis import costmodel
-from ddp_workbook.analysis.costmodel import SETTLED_WIDTH, Link, ModelCosts, fit_link, is_settled, measured_speedup
-from ddp_workbook.analysis.plots import BLUE, GREEN, GREY, ORANGE, error_bars, new_figure, scaled
+from ddp_workbook.analysis.costmodel import fit_link
+from ddp_workbook.analysis.plots_predicted import pay_panels as pay_panels
+from ddp_workbook.analysis.plots_predicted import predicted_here as predicted_here
+from ddp_workbook.analysis.plots_predicted import predicted_on_network as predicted_on_network
+from ddp_workbook.analysis.plots_style import (
+    GREY,
+    INK,
+    LIGHT_ORANGE,
+    ORANGE,
+    PARTS,
+    digits,
+    error_bars,
+    new_figure,
+    scaled,
+    set_finding,
+)
 from ddp_workbook.analysis.statistics import mean_interval
-from ddp_workbook.records.timing import AllReduceBenchmark, BatchSweep, Interval, StepBreakdown, Timeline
-from ddp_workbook.specs import MODELS
+from ddp_workbook.records.timing import (
+    AllReduceBenchmark,
+    Interval,
+    StepBreakdown,
+    StepTimes,
+)
 
-PARTS = {"data": "#E69F00", "forward": "#56B4E9", "backward": BLUE, "optimizer": GREEN}
+
+def _bar(ax: Axes, y: float, parts: Sequence[float], height: float) -> None:
+    """The parts of a step, one after another."""
+    left = 0.0
+    for value, colour in zip(parts, PARTS.values(), strict=True):
+        ax.barh(y, value, left=left, height=height, color=colour, edgecolor="white", linewidth=0.6)
+        left += value
 
 
-def step_breakdown(record: StepBreakdown) -> Figure:
-    """Median milliseconds of a step's parts with and without synchronization; below, the summed collectives."""
-    figure, axes = new_figure(1, 1, 8.5, 2.8)
+def _part_medians(ranks: Sequence[Sequence[StepTimes]]) -> np.ndarray:
+    """Median milliseconds of each part over all steps of all ranks."""
+    return np.array([1000 * np.median([getattr(step, part) for rank in ranks for step in rank]) for part in PARTS])
+
+
+def _ms(value: float) -> str:
+    return f"{value:{digits(value)}}\u00a0ms"
+
+
+def sync_cost(breakdowns: dict[str, StepBreakdown]) -> Figure:
+    """By how much gradient synchronization lengthens a step: without it, then each case of `breakdowns` by its label.
+
+    Every bar is as long as its step: the first record's median step under no_sync, plus the exposed communication. Its
+    parts are drawn in the proportions of their medians, which do not add up exactly.
+    """
+    cases = {label: scaled([costmodel.exposed(record)], 1000)[0] for label, record in breakdowns.items()}
+    first = next(iter(breakdowns.values()))
+    base = 1000 * float(np.median(costmodel.slowest(first.no_sync)))
+    figure, axes = new_figure(1, 1, height=1.35 + 0.55 * (1 + len(cases)))
     ax = axes[0, 0]
-    for row, ranks in enumerate((record.no_sync, record.synced)):
-        left = 0.0
-        for part, colour in PARTS.items():
-            value = 1000 * float(np.median([getattr(step, part) for rank in ranks for step in rank]))
-            ax.barh(row, value, left=left, color=colour, label=part if row == 0 else None)
-            left += value
-    summed = 1000 * costmodel.summed_collectives(record)
-    ax.barh(2, summed, color=GREY, hatch="///", edgecolor="white", label="collectives, summed")
-    ax.set_title(
-        f"{record.recipe}, {record.processes} processes x {record.threads} thread(s), batch {record.config.batch_size} "
-        f"each: exposed {costmodel.exposed(record).text('.2f', scale=1000)} ms",
-        fontsize=9,
-    )
-    ax.set(yticks=range(3), xlabel="milliseconds (median over steps and ranks)")
-    ax.set_yticklabels(["step under no_sync", "synchronized step", "collectives, summed"])
-    ax.invert_yaxis()
-    figure.legend(loc="outside lower center", ncols=5, fontsize=8)
+    ax.axvline(base, color=INK, linestyle=":", linewidth=1, zorder=3)
+    longest = base + max(max(added.high, added.value) for added in cases.values())
+    ax.set_xlim(0, 1.5 * longest)
+    _step_row(ax, 0, _part_medians(first.no_sync), base, base)
+    for y, (label, added) in enumerate(cases.items(), start=1):
+        _step_row(ax, y, _part_medians(breakdowns[label].synced), base + added.value, base)
+        _draw_added(ax, y, base, added, 1000 * costmodel.summed_collectives(breakdowns[label]))
+    ax.set(yticks=range(1 + len(cases)), yticklabels=["no averaging", *cases], ylim=(len(cases) + 0.5, -0.5))
+    ax.set(xlabel="milliseconds of a training step (median, 95 % interval of what is added)")
+    ax.grid(False)
+    _part_legend(figure)
+    set_finding(figure, _cost_finding(cases, base))
     return figure
 
 
-def timeline(step: Timeline, title: str) -> Figure:
-    """One measured step: what the processor computes, and each bucket from ready to all-reduced."""
-    figure, axes = new_figure(1, 1, 9, 1.7 + 0.28 * len(step.buckets))
+def _step_row(ax: Axes, y: float, medians: np.ndarray, length: float, base: float) -> None:
+    """A step of this length; parts that are wide enough have their median milliseconds written on them."""
+    drawn = medians * length / medians.sum()
+    _bar(ax, y, drawn, height=0.5)
+    for median, width, end in zip(medians, drawn, np.cumsum(drawn), strict=True):
+        crossed = abs(end - width / 2 - base) < 0.03 * ax.get_xlim()[1]  # by the dotted line
+        if width > 0.055 * ax.get_xlim()[1] and not crossed:
+            ax.text(end - width / 2, y, f"{median:{digits(median)}}", ha="center", va="center", fontsize=8)
+
+
+def _draw_added(ax: Axes, y: float, base: float, added: Interval, summed: float) -> None:
+    """A bracket from the step without averaging to the end of this one; the interval; and the sum, small."""
+    end, spec = base + added.value, digits(added.value)
+    ax.annotate(
+        "",
+        (end, y - 0.36),
+        (base, y - 0.36),
+        arrowprops={"arrowstyle": "|-|,widthA=0.2,widthB=0.2", "shrinkA": 0, "shrinkB": 0},
+    )
+    ax.errorbar(end, y + 0.34, fmt="|", xerr=error_bars([added]), color=INK, capsize=3, linewidth=1.2)
+    right = max(base + added.high, end)
+    text = f"{added.value:+{spec}} ms [{added.low:z{spec}}, {added.high:z{spec}}]"
+    ax.annotate(text, (right, y - 0.12), (7, 0), textcoords="offset points", va="center", weight="bold", fontsize=9)
+    note = f"all-reduces sum to {_ms(summed)}:\nnot the overhead"
+    ax.annotate(note, (right, y + 0.22), (7, 0), textcoords="offset points", va="center", fontsize=7, color=GREY)
+
+
+def _part_legend(figure: Figure, more: Sequence[Patch] = ()) -> None:
+    parts = [Patch(color=colour, label=part) for part, colour in PARTS.items()]
+    figure.legend(handles=[*parts, *more], loc="outside lower center", ncols=len(parts) if not more else 3)
+
+
+def _cost_finding(cases: dict[str, Interval], base: float) -> str:
+    (first, added), *others = cases.items()
+    finding = f"Averaging the gradients ({first}) adds {_ms(added.value)} to a step of {_ms(base)}{_doubt(added)}"
+    return finding + "".join(f"; with {label} {_ms(each.value)}{_doubt(each)}" for label, each in others)
+
+
+def _doubt(added: Interval) -> str:
+    return " (the interval contains 0)" if added.low <= 0 <= added.high else ""
+
+
+def timeline(breakdown: StepBreakdown) -> Figure:
+    """One measured step on rank 0, and each bucket from ready to all-reduced; above, the median step under no_sync."""
+    step, alone = breakdown.timeline, sorted(breakdown.no_sync[0], key=lambda step: step.total)
+    median = alone[len(alone) // 2]  # one of the steps: its parts add up
+    marks, buckets = 1000 * np.array(step.marks), step.buckets
+    figure, axes = new_figure(1, 1, height=1.75 + 0.26 * (2 + len(buckets)))
     ax = axes[0, 0]
-    marks = [1000 * mark for mark in step.marks]
-    for (part, colour), begin, end in zip(PARTS.items(), marks[:-1], marks[1:], strict=True):
-        ax.barh(0, end - begin, left=begin, color=colour, label=part)
-    last = 1000 * step.buckets[-1].ready
-    for row, bucket in enumerate(step.buckets, start=1):
+    _bar(ax, 0, [1000 * getattr(median, part) for part in PARTS], height=0.4)
+    _bar(ax, 1, np.diff(marks), height=0.7)
+    last = 1000 * buckets[-1].ready
+    for row, bucket in enumerate(buckets, start=2):
         ready, done = 1000 * bucket.ready, 1000 * bucket.done
         hidden = max(min(done, last) - ready, 0)
-        label = "all-reduce during backward" if row == 1 else None
-        ax.barh(row, hidden, left=ready, color="#CC79A7", label=label)
-        style = {"color": ORANGE, "hatch": "///", "edgecolor": "white"}
-        label = "all-reduce after the last gradient" if row == 1 else None
-        ax.barh(row, done - ready - hidden, left=ready + hidden, **style, label=label)
-        ax.text(done, row, f"  {_size(bucket.bytes)}", va="center", fontsize=8)
-    names = ["rank 0 computes", *(f"bucket {number}" for number in range(1, len(step.buckets) + 1))]
-    ax.set(yticks=range(len(names)), yticklabels=names, xlabel="milliseconds since the step began", title=title)
-    ax.set_xlim(0, marks[-1] * 1.08)
-    ax.axvline(last, color="black", linestyle=":", linewidth=1)
-    ax.invert_yaxis()
-    figure.legend(loc="outside lower center", ncols=6, fontsize=8)
+        ax.barh(row, hidden, left=ready, height=0.7, color=LIGHT_ORANGE)
+        ax.barh(row, done - ready - hidden, left=ready + hidden, height=0.7, color=ORANGE)
+        ax.annotate(_size(bucket.bytes), (done, row), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    ax.set(yticks=range(2 + len(buckets)), ylim=(len(buckets) + 2.1, -0.6), xlabel="milliseconds since the step began")
+    ax.set_yticklabels(["no averaging (median step)", "rank 0 computes", *_bucket_names(len(buckets))])
+    ax.axvline(last, 0, 1, color=INK, linestyle=":", linewidth=1)
+    side = -1 if last > marks[-1] / 2 else 1  # where there is more room
+    ax.annotate("last gradient ready", (last, len(buckets) + 1.75), (4 * side, 0), textcoords="offset points",
+                fontsize=8, ha="right" if side < 0 else "left", va="center")  # fmt: skip
+    _draw_difference(ax, 1000 * median.total, marks[-1])
+    ax.grid(False, axis="y")
+    _part_legend(figure, [
+        Patch(color=LIGHT_ORANGE, label="all-reduce during backward"),
+        Patch(color=ORANGE, label="all-reduce after the last gradient"),
+    ])  # fmt: skip
+    set_finding(figure, _timeline_finding(breakdown, 1000 * median.total, marks[-1]))
     return figure
 
 
-def _size(count: int) -> str:
+def _draw_difference(ax: Axes, alone: float, synced: float) -> None:
+    """An arrow from the end of the step without averaging to the end of the measured one."""
+    ax.set_xlim(0, 1.12 * max(alone, synced))
+    ax.plot([synced, synced], [0, 0.6], color=INK, linewidth=0.8)
+    ax.annotate("", (synced, 0), (alone, 0), arrowprops={"arrowstyle": "->", "shrinkA": 0, "shrinkB": 0})
+    text = f"{synced - alone:+{digits(synced - alone)}} ms"
+    ax.annotate(
+        text, (max(alone, synced), 0), (4, 0), textcoords="offset points", weight="bold", va="center", fontsize=9
+    )
+
+
+def _timeline_finding(breakdown: StepBreakdown, alone: float, synced: float) -> str:
+    buckets = breakdown.timeline.buckets
+    after = 1000 * (max(bucket.done for bucket in buckets) - buckets[-1].ready)
+    extra, tail = synced - alone, f"{_ms(after)} of the all-reduces come after the last gradient"
+    if extra <= 0:
+        return f"{tail}; this step is no longer than the median step without averaging"
+    if after > extra / 2:
+        return f"{tail}: this step is {_ms(extra)} longer than the median step without averaging"
+    why = ": backward is slower, the same cores send" if breakdown.environment.device == "cpu" else ""
+    return f"Only {tail}, yet this step is {_ms(extra)} longer{why}"
+
+
+def _bucket_names(count: int) -> list[str]:
+    """Buckets in the order in which backward fills them: it begins at the network's last layers."""
+    if count == 1:
+        return ["bucket 1 (all layers)"]
+    ends = {1: " (last layers)", count: " (first layers)"}
+    return [f"bucket {number}{ends.get(number, '')}" for number in range(1, count + 1)]
+
+
+def _size(count: float) -> str:
     """Bytes in MiB or KiB."""
     return f"{count / 2**20:.3g} MiB" if count >= 2**20 else f"{count / 2**10:.3g} KiB"
 
 
 def all_reduce_fit(measured: AllReduceBenchmark) -> Figure:
-    """Measured all-reduces and the fitted line; and what each process sends, against the number of processes."""
-    figure, (pair,) = new_figure(1, 2, 10, 3.6)
-    times, volume = pair
-    link = fit_link(measured)
+    """Measured all-reduces of many sizes, and the line of the cost model through them."""
+    figure, axes = new_figure(1, 1, height=2.9)
+    ax, link = axes[0, 0], fit_link(measured)
     sizes = [sample.bytes for sample in measured.samples]
     means = scaled([mean_interval(sample.seconds) for sample in measured.samples], 1000)
-    style = {"fmt": "o", "color": BLUE, "capsize": 3, "label": "measured: mean, 95 % interval"}
-    times.errorbar(sizes, [mean.value for mean in means], yerr=error_bars(means), **style)
+    ax.errorbar(
+        sizes, [mean.value for mean in means], yerr=error_bars(means), fmt="s", color=ORANGE, capsize=3,
+        label="measured: mean, 95 % interval",
+    )  # fmt: skip
     line = [1000 * link.all_reduce(size, measured.processes) for size in sizes]
-    label = f"fit: latency {1e6 * link.latency:.0f} us, bandwidth {link.bandwidth / 1e9:.2f} GB/s"
-    times.plot(sizes, line, color=ORANGE, label=label)
-    times.set(xscale="log", yscale="log", xlabel="bytes all-reduced", ylabel="milliseconds")
-    times.set_xticks(sizes[::2], labels=[_size(size) for size in sizes[::2]])
-    times.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    times.minorticks_off()
-    times.set_title(f"All-reduce among {measured.processes} processes")
-    times.legend(fontsize=8)
-    counts = np.arange(1, 17)
-    volume.plot(counts, [costmodel.bytes_moved(1, int(n)) for n in counts], "o-", color=BLUE, markersize=4)
-    volume.axhline(2, color=GREY, linestyle="--", linewidth=1)
-    volume.set_xticks(range(2, 17, 2))
-    volume.set(xlabel="processes N", ylabel="bytes sent by each, per byte reduced", ylim=(0, 2.2))
-    volume.set_title("2(N-1)/N: approaches 2, never falls")
-    return figure
-
-
-def pay_map(sweep: BatchSweep) -> Figure:
-    """Predicted speedup over one process on all cores by batch size and model (field); measured points on it.
-
-    Each point has its interval. One that is not settled is drawn in grey and does not count for the colour scale.
-    """
-    figure, axes = new_figure(1, 1, 9, 1.4 + 0.9 * len(sweep.models))
-    ax, link = axes[0, 0], fit_link(sweep.all_reduce)
-    batches = np.array(sorted({point.images for point in sweep.points})) * sweep.processes
-    grid = np.geomspace(batches.min() / 2, batches.max() * 2, 80)
-    field = [
-        [ModelCosts(sweep, model).speedup_here(batch, sweep.processes, link) for batch in grid]
-        for model in sweep.models
-    ]
-    points = [(row, point) for row, model in enumerate(sweep.models) for point in sweep.of_model(model)]
-    settled = [measured_speedup(point).value for _, point in points if is_settled(point)]
-    seen = [*np.ravel(field), *settled]
-    norm = TwoSlopeNorm(1.0, min(*seen, 0.95), max(*seen, 1.05))
-    edges = np.append(grid / (grid[1] / grid[0]) ** 0.5, grid[-1] * (grid[1] / grid[0]) ** 0.5)
-    colours = ax.pcolormesh(
-        edges, np.arange(len(sweep.models) + 1) - 0.5, field, cmap="PuOr", norm=norm, edgecolors="face"
-    )
-    for row, point in points:
-        _draw_point(ax, sweep.processes * point.images, row, measured_speedup(point), is_settled(point), norm)
-    names = [MODELS[model].label for model in sweep.models]
-    ax.set(xscale="log", xlabel="global batch (images)", yticks=range(len(names)), yticklabels=names)
-    ax.set_xticks(batches, labels=[str(batch) for batch in batches])
+    label = f"fit: fixed cost per message {1e6 * link.latency:.0f} µs, rate {link.bandwidth / 1e9:.2f} GB/s"
+    ax.plot(sizes, line, color=INK, linewidth=1.2, label=label)
+    ax.set(xscale="log", yscale="log", xlabel="size of what is all-reduced", ylabel="milliseconds")
+    ax.set_xticks(sizes[::2], labels=[_size(size) for size in sizes[::2]])
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.minorticks_off()
-    ax.grid(False)
-    title = f"{sweep.processes} processes over one process on all cores: predicted (field), measured (circles)"
-    if len(settled) < len(points):
-        title += f"\ngrey circles are not settled: their interval is wider than {SETTLED_WIDTH:.0%} of the value"
-    ax.set_title(title, fontsize=10)
-    figure.colorbar(colours, ax=ax, label="speedup (1 = no gain)")
-    return figure
-
-
-def _draw_point(ax: Axes, batch: int, row: int, speedup: Interval, settled: bool, norm: TwoSlopeNorm) -> None:
-    """A measured speedup with its interval, in a circle of the map's colour if it is settled."""
-    style = {"s": 1100, "linewidth": 1.2, "zorder": 3}
-    if settled:
-        ax.scatter(batch, row, c=[speedup.value], cmap="PuOr", norm=norm, edgecolor="black", **style)
-    else:
-        ax.scatter(batch, row, c="#DDDDDD", edgecolor="black", linestyle="--", **style)
-    dark = settled and abs(norm(speedup.value) - 0.5) > 0.3  # both ends of the colour map are dark
-    ink = {"color": "white" if dark else "black", "ha": "center", "zorder": 4}
-    ax.text(batch, row, f"{speedup.value:.2f}", fontsize=8, va="bottom", **ink)
-    ax.text(batch, row, f"{speedup.low:.2f} to\n{speedup.high:.2f}", fontsize=5.5, va="top", linespacing=0.9, **ink)
-
-
-def predicted_here(sweep: BatchSweep, batch: int, measured: Sequence[tuple[int, Interval]] = ()) -> Figure:
-    """Predicted speedup of 1 to 16 processes of this machine that split a batch; `measured`: (processes, speedup)."""
-    figure, axes = new_figure(1, 1, 7.5, 4)
-    ax = axes[0, 0]
-    link, counts = fit_link(sweep.all_reduce), list(range(1, 17))
-    for model in sweep.models:
-        costs = ModelCosts(sweep, model)
-        values = [costs.speedup_here(batch, count, link) for count in counts]
-        ax.plot(counts, values, color=MODELS[model].colour, label=f"{MODELS[model].label}, predicted")
-    for number, (processes, speedup) in enumerate(measured):
-        label = None if number else "measured, this recipe (95 % interval)"
-        ax.errorbar(processes, speedup.value, error_bars([speedup]), fmt="D", color="black", capsize=3, label=label)
-    ax.axhline(1, color="black", linewidth=0.8)
-    ax.set(xlabel="processes on this machine", ylabel="speedup over one process on all cores", ylim=(0, None))
-    ax.set_title(f"Global batch of {batch}, split among the processes")
-    ax.legend(fontsize=8)
-    return figure
-
-
-def predicted_on_network(costs: ModelCosts, batch: int, link: Link, processes: int, title: str) -> Figure:
-    """Predicted speedup on a network of machines like this one, with Amdahl's and Gustafson's curves beside it."""
-    figure, axes = new_figure(1, 1, 7.5, 4.4)
-    ax = axes[0, 0]
-    counts = np.unique(np.geomspace(1, processes, 40).round().astype(int))
-    fitting = counts[counts <= batch]  # a machine must get at least one image
-    strong = [costs.speedup_on_network(batch, int(count), link) for count in fitting]
-    weak = [costs.weak_speedup_on_network(batch, int(count), link) for count in counts]
-    share = costmodel.serial_share(costs, batch)
-    ax.plot(fitting, strong, color=ORANGE, label="strong scaling, predicted")
-    ax.plot(counts, weak, color=BLUE, label="weak scaling (batch grows), predicted")
-    ax.plot(
-        counts, costmodel.amdahl(share, counts), color=ORANGE, linestyle=":", label=f"Amdahl, serial share {share:.1%}"
-    )
-    ax.plot(counts, costmodel.gustafson(share, counts), color=BLUE, linestyle=":", label="Gustafson, same share")
-    ax.plot(counts, counts, color=GREY, linestyle="--", linewidth=1, label="ideal")
-    ticks = [2**power for power in range(processes.bit_length())]
-    below = range(int(np.floor(np.log2(min(*strong, 1.0)))), 0)
-    ax.set(xscale="log", yscale="log", xlabel="machines", ylabel="predicted speedup over one machine")
-    ax.set_xticks(ticks, labels=[str(tick) for tick in ticks])
-    ax.set_yticks([*(2.0**power for power in below), *ticks])
-    ax.set_yticklabels([*(f"1/{2**-power}" for power in below), *map(str, ticks)])
-    ax.minorticks_off()
-    ax.set_title(title, fontsize=10)
-    ax.legend(fontsize=8)
+    ax.legend(loc="upper left")
+    equal = link.latency * link.bandwidth * measured.processes  # bytes that take as long as the fixed costs
+    finding = f"All-reduce among {measured.processes} processes: the time follows the size"
+    if equal > sizes[0]:
+        finding = f"All-reduce among {measured.processes} processes: below about {_size(equal)} mostly a fixed cost"
+    set_finding(figure, finding)
     return figure
