@@ -101,7 +101,7 @@ def _run(run: RunRecord) -> dict:
     return {
         "accuracy": _percent(run.test_accuracy),
         "interval": f"[{100 * summary.accuracy.low:.2f}, {100 * summary.accuracy.high:.2f}]",
-        "train_minutes": f"{run.train_seconds / 60:.1f}",
+        "trained_for": _duration(run.train_seconds),
         "rate": f"{run.images_per_second:.0f}",
         "worst_class": summary.worst_class,
         "worst_accuracy": _percent(summary.worst_class_accuracy, 1),
@@ -112,6 +112,10 @@ def _run(run: RunRecord) -> dict:
 def _table(baseline: RunRecord, distributed: RunRecord) -> list[list[str]]:
     table = comparison_table([baseline, distributed]).drop(index=list(SAID_ELSEWHERE))
     return [[str(name), *map(str, row)] for name, row in zip(table.index, table.to_numpy(), strict=True)]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} minutes"
 
 
 def _percent(share: float, digits: int = 2) -> str:
