@@ -100,7 +100,7 @@ def predict(
         latency_us: Latency of one message in microseconds.
         recipe: Named run; notebook 04 must have measured it on this machine.
         processes: Largest number of machines to predict for.
-        price: Price of one machine for an hour, in your currency.
+        price: Price of one machine for an hour, in any currency; costs are then in that currency.
         results_dir: Folder that holds <recipe>/batch_sweep.json, and gets <recipe>/prediction.png.
     """
     from ddp_workbook.analysis.prediction import predict_network

@@ -78,7 +78,7 @@ class TrainConfig:
     label_smoothing: float = 0.1
     """Share of the target probability that is spread over all classes."""
     schedule: Literal["onecycle", "step", "constant"] = "onecycle"
-    """Learning rate after the warm-up: cosine to zero, step decay, or constant."""
+    """Learning rate after the warm-up: cosine to zero (onecycle: the shape of one-cycle), step decay, or constant."""
     warmup: float = 0.1
     """Share of the steps in which the rate rises from 1/25 of the peak (cosine for onecycle, else linear)."""
     step_epochs: int = 30

@@ -1,59 +1,40 @@
 """Cost model: predicts step times and speedups, and compares them with measured ones.
 
-Times of parts are means here, not medians: means add up (statistics.mean_interval).
-
-An all-reduce of M bytes among N processes by the ring algorithm takes 2(N-1) messages of M/N bytes one after another:
-2(N-1)/N * M/B + 2(N-1) * alpha, with bandwidth B and latency alpha (Patarasuk & Yuan 2009).
+A step takes as long as one under no_sync plus the exposed share of its all-reduces. Share 1 is the plain sum: an upper
+bound where a part of the communication is hidden behind computing. The share is measured: it does not follow from the
+parts. Times are means here, not medians: means add up (statistics.mean_interval).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
 
 import numpy as np
-from scipy.optimize import nnls
 
-from ddp_workbook.analysis.statistics import mean_interval, median_interval
-from ddp_workbook.errors import InputError
-from ddp_workbook.records.timing import (
-    AllReduceBenchmark,
-    BatchSweep,
-    Interval,
-    StepBreakdown,
-    StepTimes,
-    SweepPoint,
+from ddp_workbook.analysis.fits import Link, all_reduce_error, fit_link, fit_step, predict_step
+from ddp_workbook.analysis.statistics import (
+    jackknife_error,
+    mean_interval,
+    means_without_each,
+    median_interval,
+    round_means,
+    t_interval,
 )
+from ddp_workbook.errors import InputError
+from ddp_workbook.records.timing import BatchSweep, Interval, StepBreakdown, StepTimes, SweepPoint
+from ddp_workbook.specs import MODELS
 
 SETTLED_WIDTH = 0.15  # of an interval, relative to its value
-
-
-@dataclass(frozen=True)
-class Link:
-    """Connection between the processes: seconds per message, bytes per second."""
-
-    latency: float
-    bandwidth: float
-
-    def all_reduce(self, size: int, processes: int, buckets: int = 1) -> float:
-        """Seconds to all-reduce `size` bytes over the processes, split into `buckets` all-reduces one after another."""
-        messages = 2 * (processes - 1)
-        return messages / processes * size / self.bandwidth + buckets * messages * self.latency
+FEWEST_IMAGES = 8  # per process in a prediction: no sweep measures less, and BatchNorm needs some images to average
 
 
 def bytes_moved(size: int, processes: int) -> float:
     """Bytes that each process sends in a ring all-reduce: more with every process, but never twice the size."""
     return 2 * (processes - 1) / processes * size
-
-
-def fit_link(measured: AllReduceBenchmark) -> Link:
-    """Latency and bandwidth with the smallest relative squared error over the mean times."""
-    n, messages = measured.processes, 2 * (measured.processes - 1)
-    means = np.array([np.mean(sample.seconds) for sample in measured.samples])
-    moved = np.array([messages / n * sample.bytes for sample in measured.samples])
-    design = np.stack([np.full_like(moved, messages), moved], axis=1) / means[:, None]
-    (latency, seconds_per_byte), _ = nnls(design, np.ones_like(means))
-    return Link(float(latency), 1 / max(float(seconds_per_byte), 1e-15))
 
 
 def slowest(ranks: Sequence[Sequence[StepTimes]]) -> np.ndarray:
@@ -73,8 +54,7 @@ def summed_collectives(record: StepBreakdown) -> float:
 
 def measured_speedup(point: SweepPoint) -> Interval:
     """Distributed over serial at one batch size, round by round: the median of the ratios."""
-    by_round = np.reshape(point.synced, (len(point.serial), -1)).mean(axis=1)
-    return median_interval(np.asarray(point.serial) / by_round)
+    return median_interval(np.asarray(point.serial) / round_means(point.synced, len(point.serial)))
 
 
 def is_settled(point: SweepPoint) -> bool:
@@ -83,109 +63,226 @@ def is_settled(point: SweepPoint) -> bool:
     return speedup.high - speedup.low <= SETTLED_WIDTH * speedup.value
 
 
-@dataclass(frozen=True)
-class StepCost:
-    """Seconds of a step without communication, as a straight line over the images per process; and its gradients."""
-
-    fixed: float
-    per_image: float
-    gradient_bytes: int
-    buckets: int = 1
-
-    def seconds(self, images: float) -> float:
-        """Seconds of one step with so many images."""
-        return self.fixed + self.per_image * images
-
-
-def fit_step(images: Sequence[int], seconds: Sequence[float], gradient_bytes: int, buckets: int = 1) -> StepCost:
-    """The line through measured steps with the smallest relative squared error; neither part is below zero."""
-    taken = np.asarray(seconds, dtype=float)
-    design = np.stack([np.ones(len(taken)), np.asarray(images, dtype=float)], axis=1) / taken[:, None]
-    (fixed, per_image), _ = nnls(design, np.ones(len(taken)))
-    return StepCost(float(fixed), float(per_image), gradient_bytes, buckets)
-
-
-def predict_step(cost: StepCost, images: float, link: Link, processes: int, cores: int | None = None) -> float:
-    """Seconds of a step of `processes` ranks with `images` each, with all communication added.
-
-    Where all cores compute, none is free to communicate at the same time. Where an accelerator or idle cores hide a
-    part of the communication, the prediction is too long. With `cores`, ranks beyond that number take turns: computing
-    then takes processes / cores times as long.
-    """
-    crowding = max(1.0, processes / cores) if cores else 1.0
-    return cost.seconds(images) * crowding + link.all_reduce(cost.gradient_bytes, processes, cost.buckets)
-
-
 def amdahl(serial_share: float, processes: Sequence[int]) -> np.ndarray:
     """Speedup when the serial share of the work does not shrink (Amdahl 1967)."""
     return 1 / (serial_share + (1 - serial_share) / np.asarray(processes))
 
 
 def gustafson(serial_share: float, processes: Sequence[int]) -> np.ndarray:
-    """Speedup when the work grows with the processes and its serial share stays (Gustafson 1988)."""
+    """Speedup when the work grows with the processes and its serial share stays (Gustafson 1988).
+
+    His baseline is one processor that does all of the grown work in one piece, and so pays the serial share once. In
+    DDP's usual definition (ModelCosts.weak_speedup_on_network) it takes N steps instead, and the limit is N.
+    """
     return serial_share + (1 - serial_share) * np.asarray(processes)
+
+
+def points_of(sweep: BatchSweep, model: str) -> list[SweepPoint]:
+    """A model's points, by batch size. Raises InputError for fewer than two batch sizes: they make no line."""
+    points = sweep.of_model(model)
+    if len({point.images for point in points}) < 2:
+        raise InputError(f"the batch-size sweep has fewer than two batch sizes of {model}; run notebook 04 again")
+    return points
+
+
+def added_by_round(point: SweepPoint) -> np.ndarray:
+    """Seconds that gradient synchronization added to a step, mean of each round: (rounds,)."""
+    rounds = len(point.serial)
+    return round_means(point.synced, rounds) - round_means(point.no_sync, rounds)
+
+
+def alone(point: SweepPoint, sweep: BatchSweep, link: Link) -> float:
+    """Seconds that the all-reduces of a step take by the fitted link, with nothing else to do."""
+    return link.all_reduce(point.gradient_bytes, sweep.processes, point.buckets)
+
+
+def exposed_share(points: Sequence[SweepPoint], sweep: BatchSweep) -> tuple[float, list[tuple[float, int]]]:
+    """What synchronization added to these points' steps, as a share of their all-reduces alone.
+
+    Below 1 a part is hidden. Above 1, averaging costs more than its all-reduces: they also slow down the computing.
+    With it come its (standard error, degrees of freedom) from each point's rounds; the link counts as known.
+    """
+    link = fit_link(sweep.all_reduce)
+    total = sum(alone(point, sweep, link) for point in points)
+    rounds = [added_by_round(point) for point in points]
+    errors = [(jackknife_error(means_without_each(added)) / total, len(added) - 1) for added in rounds]
+    return float(sum(added.mean() for added in rounds)) / total, errors
 
 
 @dataclass(frozen=True)
 class Check:
-    """Predicted and measured step in seconds; and what the all-reduce should add to it, and what was added."""
+    """A measured step beside two predictions, in seconds: the plain sum, and the sum with the exposed share.
+
+    `predicted` is the step under no_sync plus all of `all_reduce`, which is what the fitted link gives. `corrected` has
+    only `exposed_share` of it, fitted on the other batch sizes of the same network: this point had no part in it.
+    `added` is what synchronization really added. Errors are relative to the measured mean; their intervals hold the
+    noise of the rounds and of the fit.
+    """
 
     model: str
     images: int
     predicted: float
     measured: Interval
     all_reduce: float
-    added: float
-
-    @property
-    def error(self) -> float:
-        """Relative to the measured mean."""
-        return self.predicted / self.measured.value - 1
+    added: Interval
+    error: Interval
+    exposed_share: float
+    corrected: float
+    corrected_error: Interval
 
 
 def check_steps(sweep: BatchSweep) -> list[Check]:
-    """For every point: the step under no_sync plus the all-reduce by the link, against the measured step."""
-    link = fit_link(sweep.all_reduce)
-    checks = []
-    for point in sweep.points:
-        no_sync = float(np.mean(point.no_sync))
-        all_reduce = link.all_reduce(point.gradient_bytes, sweep.processes, point.buckets)
-        measured = mean_interval(point.synced)
-        checks.append(
-            Check(point.model, point.images, no_sync + all_reduce, measured, all_reduce, measured.value - no_sync)
+    """Every point of the sweep against its predictions. Raises InputError where a network has one batch size only."""
+    return [_check(point, sweep) for point in sweep.points]
+
+
+def _check(point: SweepPoint, sweep: BatchSweep) -> Check:
+    rounds, link = len(point.serial), fit_link(sweep.all_reduce)
+    synced, no_sync = round_means(point.synced, rounds), round_means(point.no_sync, rounds)
+    others = [other for other in points_of(sweep, point.model) if other.images != point.images]
+    share, share_errors = exposed_share(others, sweep)
+    all_reduce = alone(point, sweep, link)
+    link_error, freedom = all_reduce_error(sweep.all_reduce, point.gradient_bytes, point.buckets)
+    measured = float(synced.mean())
+
+    def error_of(communication: float, others: list[tuple[float, int]]) -> Interval:
+        """Of no_sync + communication; `others` are errors of communication. A round's two kinds of steps are paired."""
+        value = (no_sync.mean() + communication) / measured - 1
+        ratios = (means_without_each(no_sync) + communication) / means_without_each(synced)
+        own = jackknife_error(ratios), rounds - 1
+        return t_interval(float(value), [own, *((error / measured, degrees) for error, degrees in others)])
+
+    return Check(
+        model=point.model,
+        images=point.images,
+        predicted=float(no_sync.mean()) + all_reduce,
+        measured=mean_interval(synced),
+        all_reduce=all_reduce,
+        added=mean_interval(synced - no_sync),
+        error=error_of(all_reduce, [(link_error, freedom)]),
+        exposed_share=share,
+        corrected=float(no_sync.mean()) + share * all_reduce,
+        # the link's own error cancels: it is in all_reduce and, the other way round, in the share
+        corrected_error=error_of(share * all_reduce, [(error * all_reduce, n) for error, n in share_errors]),
+    )
+
+
+@dataclass(frozen=True)
+class ModelVerdict:
+    """How one network's predictions did, over its batch sizes; errors are relative."""
+
+    model: str
+    mean_error: float
+    """Of the plain sum; positive: too long."""
+    positive: int
+    """Points for which the plain sum is too long."""
+    negative: int
+    mean_size_of_error: float
+    """Mean of the errors without their signs."""
+    mean_corrected_error: float
+    """Of the sum with the exposed share."""
+    mean_size_of_corrected_error: float
+
+    @property
+    def text(self) -> str:
+        """Both predictions judged in two sentences."""
+        points, word, count = self.positive + self.negative, "long", self.positive
+        if self.negative > self.positive:
+            word, count = "short", self.negative
+        return (
+            f"{MODELS[self.model].label}: the sum is too {word} in {count} of {points} points (mean error "
+            f"{round(100 * self.mean_error):+d} %). With the exposed share fitted on the other batch sizes: mean error "
+            f"{round(100 * self.mean_corrected_error):+d} %, mean size of the errors "
+            f"{round(100 * self.mean_size_of_corrected_error)} %."
         )
-    return checks
+
+
+def judge(checks: Sequence[Check]) -> list[ModelVerdict]:
+    """One verdict for each network, in the order of the checks."""
+    verdicts = []
+    for model in dict.fromkeys(check.model for check in checks):
+        errors = np.array([check.error.value for check in checks if check.model == model])
+        corrected = np.array([check.corrected_error.value for check in checks if check.model == model])
+        verdicts.append(
+            ModelVerdict(
+                model=model,
+                mean_error=float(errors.mean()),
+                positive=int(np.sum(errors > 0)),
+                negative=int(np.sum(errors <= 0)),
+                mean_size_of_error=float(np.abs(errors).mean()),
+                mean_corrected_error=float(corrected.mean()),
+                mean_size_of_corrected_error=float(np.abs(corrected).mean()),
+            )
+        )
+    return verdicts
 
 
 class ModelCosts:
     """One model's lines through the points of the sweep: serial on all cores, and one rank beside the others."""
 
     def __init__(self, sweep: BatchSweep, model: str) -> None:
-        points = sweep.of_model(model)
-        if len(points) < 2:
-            raise InputError(f"the batch-size sweep has fewer than two batch sizes of {model}; run notebook 04 again")
-        images = [point.images for point in points]
-        size, buckets = points[0].gradient_bytes, points[0].buckets
+        self.sweep, self.model, self.points = sweep, model, points_of(sweep, model)
+        images = [point.images for point in self.points]
+        size, buckets = self.points[0].gradient_bytes, self.points[0].buckets
         global_batches = [sweep.processes * count for count in images]
-        self.serial = fit_step(global_batches, [float(np.mean(point.serial)) for point in points], size, buckets)
-        self.rank = fit_step(images, [float(np.mean(point.no_sync)) for point in points], size, buckets)
+        self.serial = fit_step(global_batches, [fmean(point.serial) for point in self.points], size, buckets)
+        self.rank = fit_step(images, [fmean(point.no_sync) for point in self.points], size, buckets)
+        self._share, self._share_errors = exposed_share(self.points, sweep)
         machine = sweep.environment
         self.cores = machine.cores // sweep.threads if machine.device == "cpu" else max(machine.accelerator_count, 1)
 
+    @property
+    def exposed_share(self) -> Interval:
+        """Exposed share of the all-reduces over all batch sizes, with the noise of the rounds and of the link."""
+        point, link = self.points[0], fit_link(self.sweep.all_reduce)
+        error, freedom = all_reduce_error(self.sweep.all_reduce, point.gradient_bytes, point.buckets)
+        of_link = self._share * error / alone(point, self.sweep, link), freedom
+        return t_interval(self._share, [*self._share_errors, of_link])
+
     def speedup_here(self, batch: int, processes: int, link: Link) -> float:
-        """Predicted speedup over one process on all cores: `processes` ranks of this machine split a global batch."""
+        """Predicted speedup over one process on all cores: `processes` ranks of this machine split a global batch.
+
+        The exposed share of the all-reduces is that of the sweep, whatever the number of processes.
+        """
         if processes == 1:
             return 1.0
-        step = predict_step(self.rank, batch / processes, link, processes, self.cores)
+        step = predict_step(self.rank, batch / processes, link, processes, self.cores, self._share)
         return self.serial.seconds(batch) / step
 
+    def speedup_interval(self, batch: int, processes: int, link: Link) -> Interval:
+        """speedup_here() with the noise of the sweep's rounds; the link, and that the model is right, are assumed.
+
+        The interval is computed for the logarithm: a speedup is a ratio, and never negative.
+        """
+
+        def logarithm(costs: ModelCosts) -> float:
+            return math.log(costs.speedup_here(batch, processes, link))
+
+        errors = [(jackknife_error([*map(logarithm, cut)]), len(cut) - 1) for cut in self._without_each_round]
+        interval = t_interval(logarithm(self), errors)
+        return Interval(*(math.exp(end) for end in (interval.value, interval.low, interval.high)))
+
+    @cached_property
+    def _without_each_round(self) -> list[list[ModelCosts]]:
+        """For each point and each of its rounds: the costs without that round."""
+        return [
+            [ModelCosts(self.sweep.without_round(point, number), self.model) for number in range(len(point.serial))]
+            for point in self.points
+        ]
+
     def speedup_on_network(self, batch: int, processes: int, link: Link) -> float:
-        """Predicted speedup over one machine: machines like this one, one rank on all cores of each, split a batch."""
+        """Predicted speedup over one machine: machines like this one, one rank on all cores of each, split a batch.
+
+        Nothing is hidden here: what a network card and the cores can do at the same time was not measured.
+        """
         return self.serial.seconds(batch) / predict_step(self.serial, batch / processes, link, processes)
 
     def weak_speedup_on_network(self, batch: int, processes: int, link: Link) -> float:
-        """Predicted speedup of machines with a whole batch each, over one machine that computes all in one step."""
-        return self.serial.seconds(processes * batch) / predict_step(self.serial, batch, link, processes)
+        """Predicted throughput of N machines with a whole batch each, over that of one: N T(1, batch) / T(N, N batch).
+
+        Divided by N it is the weak-scaling efficiency as DDP users state it. Nothing is hidden here either.
+        """
+        return processes * self.serial.seconds(batch) / predict_step(self.serial, batch, link, processes)
 
 
 def serial_share(costs: ModelCosts, batch: int) -> float:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from ddp_workbook.analysis import plots, plots_cost
-from ddp_workbook.analysis.costmodel import Link, ModelCosts, predict_step
+from ddp_workbook.analysis.costmodel import FEWEST_IMAGES, ModelCosts
+from ddp_workbook.analysis.fits import Link, predict_step
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.errors import InputError
 from ddp_workbook.records.files import load_record
@@ -16,6 +17,7 @@ from ddp_workbook.records.timing import BatchSweep
 from ddp_workbook.specs import DATASETS
 
 MOST_MACHINES = 4096
+COST = "cost, in the currency of --price"
 
 
 def network_link(bandwidth_gbit: float, latency_us: float) -> Link:
@@ -29,21 +31,23 @@ def network_link(bandwidth_gbit: float, latency_us: float) -> Link:
 def cost_table(
     costs: ModelCosts, config: TrainConfig, images: int, link: Link, processes: int, price: float | None = None
 ) -> pd.DataFrame:
-    """Predicted by number of machines (powers of two), which split the recipe's base batch.
+    """Predicted by number of machines (powers of two), which split the recipe's base batch. Nothing is hidden.
 
-    `images` are those of the training set; `price` is that of one machine for an hour; hours are of training only.
+    The rows end where a machine would have fewer than FEWEST_IMAGES images of the batch. `images` are those of the
+    training set; `price` is that of one machine for an hour, in any currency; hours are of training only.
     """
     batch = config.base_batch_size
     steps = config.epochs * (images // batch)
     rows = {}
     for count in (2**power for power in range(int(math.log2(processes)) + 1)):
-        if count > batch:
-            break  # a machine must get at least one image of the batch
+        if count > 1 and batch / count < FEWEST_IMAGES:
+            break
         speedup = costs.speedup_on_network(batch, count, link)
         step = predict_step(costs.serial, batch / count, link, count)
         hours = steps * step / 3600
-        row = {"step (ms)": 1000 * step, "speedup": speedup, "efficiency (%)": 100 * speedup / count, "hours": hours}
-        rows[count] = row if price is None else row | {"cost": count * price * hours}
+        row = {"images per machine": batch / count, "step (ms)": 1000 * step, "speedup": speedup}
+        row |= {"efficiency (%)": 100 * speedup / count, "hours": hours}
+        rows[count] = row if price is None else row | {COST: count * price * hours}
     return pd.DataFrame(rows).T.rename_axis("machines")
 
 
@@ -70,5 +74,11 @@ def predict_network(
     title = f"predicted: {config.recipe} on {network}, machines like: {sweep.environment.cpu}"
     figure = plots_cost.predicted_on_network(costs, config.base_batch_size, link, processes, title)
     plots.write_png(figure, run_dir / "prediction.png")
-    lines = [title, f"global batch {config.base_batch_size}, split among the machines", table.round(3).to_string()]
+    lines = [
+        title,
+        f"global batch {config.base_batch_size}, split among the machines; all communication is added, none hidden",
+        table.round(3).to_string(),
+    ]
+    if table.index[-1] * 2 <= processes:
+        lines.append(f"no row for more: a machine would have fewer than {FEWEST_IMAGES} images of the batch")
     return "\n".join([*lines, str(run_dir / "prediction.png")])

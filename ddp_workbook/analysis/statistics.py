@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -67,14 +67,19 @@ def t_interval(value: float, parts: Sequence[tuple[float, int]]) -> Interval:
     return Interval(value, value - reach, value + reach)
 
 
-def jackknife_error(estimate: Callable[[np.ndarray], float], rounds: int) -> float:
-    """Standard error of an estimate that is computed from several rounds, by leaving out one at a time (Tukey 1958).
+def jackknife_error(estimates: Sequence[float]) -> float:
+    """Standard error of an estimate from n rounds; `estimates` (n,) leave out one round each (Tukey 1958).
 
-    `estimate(kept)` gets the indices of the rounds to use. For a mean the result is s / sqrt(n) exactly; it also works
-    where parts of the estimate come from the same rounds and rise and fall together.
+    For a mean the result is s / sqrt(n) exactly. It also works for a ratio, and where the parts of an estimate come
+    from the same rounds and rise and fall together.
     """
-    values = np.array([estimate(np.delete(np.arange(rounds), left_out)) for left_out in range(rounds)])
-    return float(np.sqrt((rounds - 1) / rounds * np.sum((values - values.mean()) ** 2)))
+    values, n = np.asarray(estimates, dtype=float), len(estimates)
+    return float(np.sqrt((n - 1) / n * np.sum((values - values.mean()) ** 2)))
+
+
+def means_without_each(values: np.ndarray) -> np.ndarray:
+    """The means of the n values that leave out one each, (n,)."""
+    return (values.sum() - values) / (len(values) - 1)
 
 
 def spread_words(samples: int) -> str:

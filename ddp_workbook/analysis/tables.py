@@ -89,6 +89,33 @@ def summarize(
     )
 
 
+def memory_table(parameters: int) -> list[tuple[str, str]]:
+    """(what, how much) of what one DDP process holds for a network with so many parameters, without activations.
+
+    Every process has all of it, however many there are. The last two rows are for larger models: mixed precision with
+    Adam, and its shards.
+    """
+    one, of_adam = 4 * parameters, 16 * parameters
+    return [
+        ("weights, fp32: 4 bytes per parameter", _mib(one)),
+        ("gradients, fp32, also under bf16 autocast", _mib(one)),
+        ("momentum of SGD, fp32 (Adam: two such values)", _mib(one)),
+        ("DDP's buckets: a copy of the gradients, without gradient_as_bucket_view=True", _mib(one)),
+        ("together", f"{_mib(4 * one)}; {_mib(3 * one)} with gradient_as_bucket_view=True, as here"),
+        ("activations", "not counted: they grow with the batch of a process"),
+        (
+            "Adam in mixed precision: 16 bytes per parameter, 2 + 2 for weights and gradients in 16 bits, 4 + 4 + 4 "
+            "for weights, momentum and variance in fp32 (Rajbhandari et al. 2020)",
+            _mib(of_adam),
+        ),
+        ("the same, sharded over N processes (ZeRO, FSDP)", f"{_mib(of_adam)} / N"),
+    ]
+
+
+def _mib(size: float) -> str:
+    return f"{size / MIB:,.1f} MiB"
+
+
 def claims_table(breakdown: StepBreakdown, sweep: BatchSweep, benchmark: BenchmarkRecord) -> list[tuple[str, str, str]]:
     """(common claim, what is true, what was measured on this machine)."""
     size = breakdown.gradient_bytes
@@ -99,29 +126,36 @@ def claims_table(breakdown: StepBreakdown, sweep: BatchSweep, benchmark: Benchma
     return [
         (
             "optimizer.step() synchronises the gradients, and DDP sends the parameters around at every step",
-            "DDP averages gradients in backward, and broadcasts parameters once, when it is constructed",
+            "DDP averages gradients in backward; it broadcasts parameters once, when it is constructed. Buffers "
+            "(BatchNorm's running statistics) it does send at every forward pass, unless told otherwise",
             "notebook 03, section 3.3: weights equal after DDP(model), gradients equal after backward",
         ),
         (
             "with more processes, each has less to send",
-            "in a ring all-reduce each process sends 2(N-1)/N times the gradients: it grows towards twice their size",
+            "in a ring all-reduce each process sends 2(N-1)/N times the gradients, which grows towards twice their "
+            "size; no all-reduce by the processes alone sends less (Patarasuk & Yuan 2009). Only where switches add up "
+            "the gradients in the network, each process sends them about once",
             f"by the formula {moved} processes for {size / MIB:.1f} MiB of gradients; measured: "
             f"{largest.bytes / MIB:.0f} MiB among {sweep.processes} took {1000 * np.mean(largest.seconds):.0f} ms",
         ),
         (
             "the time of the all-reduces is the overhead",
-            "their sum also counts waiting, and what is hidden behind computing; overhead is what lengthens the step",
+            "their sum also counts waiting, and what is hidden behind computing; overhead is by how much a step gets "
+            "longer, a slower backward pass included",
             f"summed {1000 * summed_collectives(breakdown):.1f} ms a step, exposed "
             f"{exposed(breakdown).text('.1f', scale=1000)} ms",
         ),
         (
             "DDP is faster (or slower) than one process",
-            "that depends on the baseline: with how many threads, or on what device",
+            "that depends on the baseline (its threads, its device) and on the work of each process between two "
+            "all-reduces",
             f"{run}: " + "; ".join(verdicts),
         ),
         (
             "multiply the learning rate by the number of processes",
-            "only as far as the global batch grows: the same batch, split among processes, keeps its rate",
+            "only as far as the global batch grows: the same batch, split among processes, keeps its learning rate. "
+            "For SGD the rate grows in proportion to the batch, after a warm-up (Goyal et al. 2017); for Adam the "
+            "theory gives the square root (Malladi et al. 2022)",
             "notebook 03, section 3.5: one step of 2 processes with half the batch each is the step of 1 process",
         ),
     ]

@@ -194,8 +194,8 @@ class AllReduceBenchmark(Strict):
 class SweepPoint(Strict):
     """One model at one batch size: seconds per step by the slowest rank.
 
-    `serial` is one process on all cores with the global batch; `synced` and `no_sync` are the ranks with and without
-    gradient synchronization.
+    `serial` is one process on all cores with the global batch, a value for each round; `synced` and `no_sync` are the
+    ranks with and without gradient synchronization, a value for each step, round after round.
     """
 
     model: str
@@ -205,6 +205,12 @@ class SweepPoint(Strict):
     serial: Annotated[list[Amount], Field(min_length=2)]
     synced: list[Amount] = _renamed("synced", "averaged", min_length=2)
     no_sync: list[Amount] = _renamed("no_sync", "alone", min_length=2)
+
+    @model_validator(mode="after")
+    def _rounds_are_complete(self) -> SweepPoint:
+        if len(self.synced) != len(self.no_sync) or len(self.synced) % len(self.serial):
+            raise ValueError(f"synced and no_sync must have equally many steps in each of {len(self.serial)} rounds")
+        return self
 
 
 class BatchSweep(Strict):
@@ -221,6 +227,18 @@ class BatchSweep(Strict):
     def of_model(self, model: str) -> list[SweepPoint]:
         """This model's points, by batch size."""
         return sorted((point for point in self.points if point.model == model), key=lambda point: point.images)
+
+    def without_round(self, point: SweepPoint, number: int) -> BatchSweep:
+        """The same sweep, but this point lacks this round."""
+        rounds = len(point.serial)
+
+        def cut(values: list[float]) -> list[float]:
+            steps = len(values) // rounds
+            return values[: number * steps] + values[(number + 1) * steps :]
+
+        shorter = {name: cut(getattr(point, name)) for name in ("serial", "synced", "no_sync")}
+        points = [point.model_copy(update=shorter) if each is point else each for each in self.points]
+        return self.model_copy(update={"points": points})
 
     @property
     def models(self) -> list[str]:

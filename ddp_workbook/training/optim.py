@@ -1,4 +1,8 @@
-"""Optimizer and learning rate."""
+"""Optimizer and learning rate.
+
+The schedule "onecycle" is a cosine with warm-up: the shape of one-cycle (Smith & Topin 2019), without its cycle of the
+momentum, which stays constant here.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from ddp_workbook.config import TrainConfig
 
 START_FACTOR = 1 / 25  # the warm-up begins at this share of the peak learning rate
-END_FACTOR = 1e-4 / 25  # and one-cycle ends here; both as in torch's OneCycleLR
+END_FACTOR = 1e-4 / 25  # and the cosine ends here; both as in torch's OneCycleLR
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig, processes: int) -> torch.optim.Optimizer:

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from helper_records import make_breakdown, make_sweep
+from scipy import stats
 
 from ddp_workbook.analysis.costmodel import (
     SETTLED_WIDTH,
@@ -18,6 +19,7 @@ from ddp_workbook.analysis.costmodel import (
     fit_step,
     gustafson,
     is_settled,
+    judge,
     measured_speedup,
     predict_step,
     serial_share,
@@ -57,8 +59,100 @@ def test_the_line_finds_what_made_the_steps_and_is_never_negative():
 def test_predictions_of_exact_timings_are_exact():
     checks = check_steps(make_sweep())
     assert len(checks) == 6
-    assert [check.error for check in checks] == pytest.approx([0] * 6, abs=1e-6)
-    assert [check.added for check in checks] == pytest.approx([check.all_reduce for check in checks])
+    for check in checks:
+        for error in (check.error, check.corrected_error):
+            assert (error.value, error.low, error.high) == pytest.approx((0, 0, 0), abs=1e-6)
+        assert check.added.value == pytest.approx(check.all_reduce)
+        assert check.exposed_share == pytest.approx(1)
+
+
+def with_hidden(sweep, shares):
+    """The same sweep, but synchronization adds only these shares of each point's all-reduces."""
+    points = []
+    for point, share in zip(sweep.points, shares, strict=True):
+        all_reduce = point.gradient_bytes / 1e9 + 2 * 20e-6
+        synced = [step + share * all_reduce for step in point.no_sync]
+        points.append(point.model_copy(update={"synced": synced}))
+    return sweep.model_copy(update={"points": points})
+
+
+def test_a_hidden_part_makes_the_sum_too_long_and_the_share_corrects_it():
+    """40 % of every all-reduce is hidden. The point that is checked has no part in the share."""
+    checks = check_steps(with_hidden(make_sweep(), [0.6] * 6))
+    for check in checks:
+        step = check.measured.value
+        assert check.added.value == pytest.approx(0.6 * check.all_reduce)
+        assert check.error.value == pytest.approx(0.4 * check.all_reduce / step)
+        assert check.exposed_share == pytest.approx(0.6)
+        assert check.corrected == pytest.approx(step)
+        assert check.corrected_error.value == pytest.approx(0, abs=1e-6)
+
+
+def test_a_share_is_fitted_on_the_other_batch_sizes_of_the_same_network_only():
+    checks = check_steps(with_hidden(make_sweep(), [0.2, 0.6, 1.0, 0.5, 0.5, 0.5]))
+    assert [check.exposed_share for check in checks] == pytest.approx([0.8, 0.6, 0.4, 0.5, 0.5, 0.5])
+    one = checks[0]  # too long by the difference of its own share to that of the others
+    assert one.corrected_error.value == pytest.approx((0.8 - 0.2) * one.all_reduce / one.measured.value)
+
+
+def test_communication_that_slows_down_the_computing_has_a_share_above_one():
+    costs = ModelCosts(with_hidden(make_sweep(), [1.3] * 6), "resnet50")
+    assert costs.exposed_share.value == pytest.approx(1.3)
+    link = fit_link(make_sweep().all_reduce)
+    step = costs.rank.seconds(16) + 1.3 * link.all_reduce(90_000_000, 2)
+    assert costs.speedup_here(32, 2, link) == pytest.approx(costs.serial.seconds(32) / step)
+
+
+def test_nothing_is_hidden_on_a_network_that_nobody_measured():
+    costs, link = ModelCosts(with_hidden(make_sweep(), [0.5] * 6), "resnet50"), Link(5e-5, 1e9)
+    step = costs.serial.seconds(32) + link.all_reduce(90_000_000, 4)
+    assert costs.speedup_on_network(128, 4, link) == pytest.approx(costs.serial.seconds(128) / step)
+
+
+def test_a_verdict_counts_and_averages_the_errors():
+    first, second = judge(check_steps(with_hidden(make_sweep(), [0.2, 0.6, 1.0, 1.1, 1.1, 1.1])))
+    checks = check_steps(with_hidden(make_sweep(), [0.2, 0.6, 1.0, 1.1, 1.1, 1.1]))[:3]
+    errors = [check.predicted / check.measured.value - 1 for check in checks]
+    corrected = [check.corrected / check.measured.value - 1 for check in checks]
+    assert (first.model, second.model) == ("mlp", "resnet50")
+    assert first.mean_error == pytest.approx(np.mean(errors))
+    assert first.mean_corrected_error == pytest.approx(np.mean(corrected))
+    assert first.mean_size_of_corrected_error == pytest.approx(np.mean(np.abs(corrected)))
+    assert (second.positive, second.negative) == (0, 3)
+    assert second.text.startswith("ResNet-50: the sum is too short in 3 of 3 points (mean error -")
+    assert second.text.endswith("With the exposed share fitted on the other batch sizes: mean error +0 %, mean size of "
+                                "the errors 0 %.")  # fmt: skip
+
+
+def test_the_interval_of_an_error_is_that_of_the_paired_rounds():
+    """Two kinds of steps that rise and fall together: their difference is far surer than either."""
+    weather = np.array([1.0, 1.3, 0.8, 1.1, 0.9, 1.2])
+    point = make_sweep().points[0]
+    add = point.gradient_bytes / 1e9 + 2 * 20e-6
+    no_sync, synced = 2e-3 * weather, 2e-3 * weather + add * np.array([1.0, 1.01, 0.99, 1.0, 1.01, 0.99])
+    noisy = point.model_copy(update={"serial": [1.0] * 6, "no_sync": no_sync.tolist(), "synced": synced.tolist()})
+    sweep = make_sweep()
+    check = check_steps(sweep.model_copy(update={"points": [noisy, *sweep.points[1:]]}))[0]
+    judged = stats.ttest_1samp(synced - no_sync, 0).confidence_interval(0.95)
+    assert (check.added.low, check.added.high) == pytest.approx((judged.low, judged.high))
+    assert check.measured.high - check.measured.low > 10 * (check.added.high - check.added.low)
+    width = check.error.high - check.error.low
+    assert width == pytest.approx((check.added.high - check.added.low) / check.measured.value, rel=0.1)
+
+
+def test_noise_of_the_all_reduces_widens_the_error_but_not_the_corrected_one():
+    """The share is relative to the same all-reduces, so that what the fit gets wrong cancels."""
+    sweep = make_sweep()
+    samples = [
+        one.model_copy(update={"seconds": [factor * second for second in one.seconds]})
+        for one, factor in zip(sweep.all_reduce.samples, (1.1, 0.9, 1.05), strict=True)
+    ]
+    noisy = sweep.model_copy(update={"all_reduce": sweep.all_reduce.model_copy(update={"samples": samples})})
+    check = check_steps(noisy)[3]
+    assert check.error.high - check.error.low > 0.1
+    assert check.corrected_error.high - check.corrected_error.low == pytest.approx(0, abs=1e-9)
+    share = ModelCosts(noisy, "resnet50").exposed_share
+    assert share.high - share.low > 0.1
 
 
 def test_rare_long_waits_count_as_often_as_they_come():
@@ -75,13 +169,15 @@ def test_a_wrong_measurement_shows_as_an_error():
     sweep = make_sweep()
     slow = sweep.points[0].model_copy(update={"synced": [2 * t for t in sweep.points[0].synced]})
     checks = check_steps(sweep.model_copy(update={"points": [slow, *sweep.points[1:]]}))
-    assert checks[0].error == pytest.approx(-0.5)
+    assert checks[0].error.value == pytest.approx(-0.5)
 
 
 def test_one_batch_size_is_too_few_for_a_line():
     sweep = make_sweep()
     with pytest.raises(InputError, match="fewer than two batch sizes of mlp"):
         ModelCosts(sweep.model_copy(update={"points": sweep.of_model("mlp")[:1]}), "mlp")
+    with pytest.raises(InputError, match="fewer than two batch sizes of mlp"):
+        check_steps(sweep.model_copy(update={"points": [sweep.points[0], sweep.points[3], sweep.points[4]]}))
 
 
 def make_point(serial, synced):
@@ -130,8 +226,30 @@ def test_on_a_free_network_only_the_fixed_part_holds_speedup_back():
     costs, free, counts = ModelCosts(make_sweep(), "resnet50"), Link(0.0, 1e30), [1, 2, 8, 64]
     found = [costs.speedup_on_network(128, n, free) for n in counts]
     assert found == pytest.approx(amdahl(serial_share(costs, 128), counts))
-    weak = [costs.weak_speedup_on_network(128, n, free) for n in counts]
-    assert weak == pytest.approx(gustafson(serial_share(costs, 128), counts))
+
+
+def test_weak_scaling_is_throughput_of_whole_batches():
+    """N machines do in one step what one machine does in N steps; what is lost is the all-reduce."""
+    costs, free, slow = ModelCosts(make_sweep(), "resnet50"), Link(0.0, 1e30), Link(1e-3, 1e9)
+    assert [costs.weak_speedup_on_network(128, n, free) for n in (1, 8, 64)] == pytest.approx([1, 8, 64])
+    step = costs.serial.seconds(128)
+    efficiency = costs.weak_speedup_on_network(128, 64, slow) / 64
+    assert efficiency == pytest.approx(step / (step + slow.all_reduce(90_000_000, 64)))
+
+
+def test_a_predicted_speedup_has_the_noise_of_all_its_points():
+    """Only the serial steps of one point vary: the interval is that of the line through it."""
+    sweep, link = make_sweep(), fit_link(make_sweep().all_reduce)
+    exact = ModelCosts(sweep, "mlp").speedup_interval(64, 2, link)
+    assert (exact.low, exact.high) == pytest.approx((exact.value, exact.value))
+    first = sweep.points[0]
+    point = first.model_copy(update={"serial": [factor * first.serial[0] for factor in (0.9, 1.0, 1.1)]})
+    costs = ModelCosts(sweep.model_copy(update={"points": [point, *sweep.points[1:]]}), "mlp")
+    found = costs.speedup_interval(64, 2, link)
+    assert found.value == costs.speedup_here(64, 2, link)
+    assert 0 < found.low < found.value < found.high
+    one = costs.speedup_interval(64, 1, link)
+    assert (one.value, one.low, one.high) == (1, 1, 1)
 
 
 def test_amdahl_and_gustafson_by_hand():

@@ -6,9 +6,10 @@ that are too narrow fail: the last tests show it for the bootstrap, which the wo
 
 import numpy as np
 import pytest
+from helper_records import make_run
 from scipy import stats
 
-from ddp_workbook.analysis.costmodel import SETTLED_WIDTH
+from ddp_workbook.analysis.costmodel import SETTLED_WIDTH, ModelCosts, check_steps, fit_link
 from ddp_workbook.analysis.statistics import (
     independent_difference,
     mean_interval,
@@ -18,6 +19,7 @@ from ddp_workbook.analysis.statistics import (
     wilson,
 )
 from ddp_workbook.measurement.batch_sweep import ROUNDS, ROUNDS_AT_MOST
+from ddp_workbook.records.timing import AllReduceBenchmark, AllReduceTimes, BatchSweep, SweepPoint
 
 TARGET = 0.93  # at least, where 95 % is printed
 LOOKS = tuple(ROUNDS * times for times in range(1, ROUNDS_AT_MOST + 1))  # after so many rounds the sweep may stop
@@ -159,6 +161,92 @@ def test_for_the_same_images_the_independent_difference_is_too_wide():
     narrow = [paired_difference(a, b) for a, b in runs]
     assert coverage(wide, -0.005) > 0.98
     assert np.mean([one.high - one.low for one in narrow]) < 0.75 * np.mean([one.high - one.low for one in wide])
+
+
+# The cost model: errors of its predictions, the exposed share, predicted speedups
+
+LATENCY, RATE, SHARE = 6e-4, 1.3e9, 0.75
+GRADIENTS, BUCKETS = 90_000_000, 5
+IMAGES = (8, 24, 64)
+ALONE = BUCKETS * 2 * LATENCY + GRADIENTS / RATE
+ALL_REDUCES = [(2**power, max(5, min(100, 2**26 // 2**power))) for power in (10, 12, 14, 16, 18, 20, 22, 24, 26, 27)]
+
+
+def no_sync(images):
+    """True seconds of a rank's step without communication."""
+    return 0.06 + 0.002 * images
+
+
+def serial(images):
+    """True seconds of the serial step."""
+    return 0.04 + 0.0015 * 2 * images
+
+
+def draw_sweep(draws, rounds):
+    """A sweep of one network: rounds in which the machine is slower or faster by 5 %, steps that vary as much.
+
+    Small all-reduces vary as they do where some wait for a core, large ones by 7 %.
+    """
+
+    def steps(seconds, weather, count):
+        return (seconds * weather[:, None] * draws.normal(1, 0.05, (rounds, count))).ravel().tolist()
+
+    points = []
+    for images in IMAGES:
+        weather = draws.normal(1, 0.05, rounds)
+        points.append(
+            SweepPoint(
+                model="resnet50",
+                images=images,
+                gradient_bytes=GRADIENTS,
+                buckets=BUCKETS,
+                serial=steps(serial(images), weather, 1),
+                synced=steps(no_sync(images) + SHARE * ALONE, weather, 2),
+                no_sync=steps(no_sync(images), weather, 2),
+            )
+        )
+    samples = []
+    for size, repeats in ALL_REDUCES:
+        seconds, spread = 2 * LATENCY + size / RATE, 1.2 if size <= 2**20 else 0.07
+        shape = 1 / spread**2  # of a gamma distribution, whose relative spread this is
+        samples.append(AllReduceTimes(bytes=size, seconds=(seconds * draws.gamma(shape, 1 / shape, repeats)).tolist()))
+    return BatchSweep.model_construct(
+        dataset="digits",
+        environment=make_run()[0].environment,
+        processes=2,
+        threads=1,
+        all_reduce=AllReduceBenchmark(processes=2, samples=samples),
+        points=points,
+    )
+
+
+@pytest.fixture(scope="module", params=[6, 12])
+def sweeps(request):
+    """300 sweeps of the same machine."""
+    draws = np.random.default_rng(0)
+    return [draw_sweep(draws, request.param) for _ in range(300)]
+
+
+def test_the_errors_of_predicted_steps(sweeps):
+    checks = [check_steps(sweep) for sweep in sweeps]
+    for number, images in enumerate(IMAGES):
+        step = no_sync(images) + SHARE * ALONE
+        assert coverage([each[number].measured for each in checks], step) >= TARGET
+        assert coverage([each[number].added for each in checks], SHARE * ALONE) >= TARGET
+        assert coverage([each[number].error for each in checks], (1 - SHARE) * ALONE / step) >= TARGET
+        assert coverage([each[number].corrected_error for each in checks], 0) >= TARGET
+
+
+def test_the_exposed_share_and_the_predicted_speedup(sweeps):
+    costs = [ModelCosts(sweep, "resnet50") for sweep in sweeps]
+    assert coverage([each.exposed_share for each in costs], SHARE) >= TARGET
+    for images in (16, 32):  # between the measured batch sizes
+        truth = serial(images) / (no_sync(images) + SHARE * ALONE)
+        found = [
+            each.speedup_interval(2 * images, 2, fit_link(sweep.all_reduce))
+            for each, sweep in zip(costs, sweeps, strict=True)
+        ]
+        assert coverage(found, truth) >= TARGET
 
 
 # What these tests reject

@@ -1,10 +1,12 @@
 """Predictions for a network that the reader describes: its link, the table, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 from helper_records import make_sweep
 
 from ddp_workbook.analysis.costmodel import Link, ModelCosts
-from ddp_workbook.analysis.prediction import cost_table, network_link, predict_network
+from ddp_workbook.analysis.prediction import COST, cost_table, network_link, predict_network
 from ddp_workbook.errors import InputError
 from ddp_workbook.recipes import RECIPES
 from ddp_workbook.records.files import save_record
@@ -38,20 +40,27 @@ def test_the_table_multiplies_what_it_says():
     assert table.loc[4, "speedup"] == pytest.approx(costs.serial.seconds(64) / step)
     assert table.loc[4, "efficiency (%)"] == pytest.approx(100 * costs.serial.seconds(64) / step / 4)
     assert table.loc[4, "hours"] == pytest.approx(steps * step / 3600)
-    assert table.loc[4, "cost"] == pytest.approx(4 * 3.0 * steps * step / 3600)
-    assert "cost" not in cost_table(costs, config, 1437, link, 8)
+    assert table.loc[4, COST] == pytest.approx(4 * 3.0 * steps * step / 3600)
+    assert table["images per machine"].tolist() == [64, 32, 16, 8]
+    assert COST not in cost_table(costs, config, 1437, link, 8)
 
 
-def test_the_table_ends_where_a_machine_would_get_no_image():
-    config = RECIPES["resnet50-digits"]
-    table = cost_table(ModelCosts(make_sweep(), "resnet50"), config, 1437, Link(5e-5, 1.25e9), 4096)
-    assert table.index[-1] == config.base_batch_size == 64
+def test_the_table_ends_where_a_machine_would_have_fewer_than_eight_images():
+    config, costs = RECIPES["resnet50-digits"], ModelCosts(make_sweep(), "resnet50")
+    table = cost_table(costs, config, 1437, Link(5e-5, 1.25e9), 4096)
+    assert config.base_batch_size == 64
+    assert list(table.index) == [1, 2, 4, 8]
+    small = cost_table(costs, replace(config, base_batch_size=4), 1437, Link(5e-5, 1.25e9), 4096)
+    assert list(small.index) == [1]  # one machine has whatever there is
 
 
 def test_predict_writes_a_picture_and_says_predicted(tmp_path):
     save_record(make_sweep(), tmp_path / "batch_sweep.json")
     text = predict_network(RECIPES["resnet50-digits"], tmp_path, 10.0, 50.0, 64, None)
     assert text.startswith("predicted: resnet50-digits on 10 Gbit/s, 50 us, machines like: A processor")
+    assert "all communication is added, none hidden" in text
+    assert "no row for more: a machine would have fewer than 8 images of the batch" in text
+    assert "no row for more" not in predict_network(RECIPES["resnet50-digits"], tmp_path, 10.0, 50.0, 8, None)
     assert (tmp_path / "prediction.png").stat().st_size > 10_000
 
 

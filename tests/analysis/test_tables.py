@@ -1,11 +1,18 @@
 """Tables: two runs side by side, the summary of the course, common claims beside measurements."""
 
 import pytest
+import torch
 from helper_records import make_benchmark, make_breakdown, make_run, make_sweep
 
 from ddp_workbook.analysis.speedup import speedup_table
 from ddp_workbook.analysis.statistics import wilson
-from ddp_workbook.analysis.tables import claims_table, class_accuracies, comparison_table, summarize
+from ddp_workbook.analysis.tables import (
+    claims_table,
+    class_accuracies,
+    comparison_table,
+    memory_table,
+    summarize,
+)
 from ddp_workbook.records.course import CourseSummary
 
 RUNS = [make_run()[0], make_run("distributed", correct=88)[0]]
@@ -37,10 +44,27 @@ def test_the_worst_class_is_the_one_that_is_recognized_least():
     assert (summary.baseline.worst_class, summary.baseline.worst_class_accuracy) == ("one", 0.85)
 
 
+def test_a_ddp_process_holds_what_torch_allocates_for_it():
+    """Against the tensors of a network that took a step, and of DDP's buckets: one more copy of the gradients."""
+    model = torch.nn.Linear(1000, 2000)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(1, 1000)).sum().backward()
+    optimizer.step()
+    parameters = list(model.parameters())
+    tensors = [*parameters, *(p.grad for p in parameters), *(optimizer.state[p]["momentum_buffer"] for p in parameters)]
+    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    rows = dict(memory_table(sum(p.numel() for p in parameters)))
+    buckets = held / 3
+    assert rows["together"].startswith(f"{(held + buckets) / 2**20:.1f} MiB; {held / 2**20:.1f} MiB with")
+    assert rows["weights, fp32: 4 bytes per parameter"] == f"{2_002_000 * 4 / 2**20:.1f} MiB"
+    assert list(rows.values())[-2:] == ["30.5 MiB", "30.5 MiB / N"]  # 2,002,000 x 16 bytes
+
+
 def test_the_claims_carry_what_was_measured():
     rows = claims_table(make_breakdown(), make_sweep(), make_benchmark())
     assert len(rows) == 5
     text = " ".join(" ".join(row) for row in rows)
     assert "summed 6.0 ms a step, exposed 3.0 [2.9, 3.1] ms" in text
     assert "1.50 [1.50, 1.50] over 1 process, 1 thread" in text
+    assert "switches add up the gradients in the network" in text
     assert "2.9 MiB with 2, 4.3 MiB with 4, 5.4 MiB with 16 processes for 2.9 MiB of gradients" in text
