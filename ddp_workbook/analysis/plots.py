@@ -118,7 +118,7 @@ def training_plots(run: RunRecord, history: HistoryRecord) -> Figure:
             _values(history.epochs, "epoch"), waited, ":", color=INK, marker="v", markerfacecolor="white", label=label
         )
         wait, whole = np.median(waited), np.median(_values(history.epochs, "train_seconds"))
-        finding += f". Backward waited {wait:{digits(wait)}} of {whole:{digits(whole)}}\u00a0s per epoch"
+        finding += f"; backward waited {wait:{digits(wait)}} of {whole:{digits(whole)}}\u00a0s per epoch"
     _label_epochs(axes)
     figure.legend(*axes[2].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     set_finding(figure, finding)
@@ -139,7 +139,7 @@ def baseline_vs_distributed(runs: Sequence[RunRecord], histories: Sequence[Histo
                 x, [each.value for each in accuracy], yerr=error_bars(accuracy), color=COLOURS[run.kind],
                 marker=MARKERS[run.kind], capsize=2, linewidth=1.2, label=f"{run.kind} (95 % interval)",
             )  # fmt: skip
-    by_epoch.set(title="By epoch", ylabel="correct predictions on test images (%)")
+    by_epoch.set(title="By epoch", ylabel="test images recognized (%)")
     _epoch_axis(by_epoch)
     by_time.set(title="By training time", xlabel=f"training time ({unit})", xlim=(0, None))
     figure.legend(*by_epoch.get_legend_handles_labels(), loc="outside lower center", ncols=2)
@@ -159,13 +159,14 @@ def confusion_matrices(runs: Sequence[RunRecord]) -> Figure:
     wrong = np.where(np.eye(len(classes), dtype=bool), 0, counts)
     errors = 100 * wrong / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     change = counts - np.array(by_kind["baseline"].confusion)
-    longest = 0.06 * min(max(map(len, classes)), LONGEST_LABEL)  # inches
-    height = (5.8 - longest) / 3 + longest + (0.95 if len(classes) <= MOST_CLASSES_WITH_NUMBERS else 1.4)
-    figure, (axes,) = new_figure(1, 3, height=height, sharey=True)
+    few = len(classes) <= MOST_CLASSES_WITH_NUMBERS
+    labels = 0.06 * min(max(map(len, classes)), LONGEST_LABEL)  # inches
+    height = max(0.19 * len(classes), 1.2) + 1.1 if few else 3.5
+    figure, (axes,) = new_figure(1, 3, height=height + labels, sharey=True, width_ratios=(1.25, 1, 1))
     reach = max(int(np.abs(change).max()), 1)
     _draw_matrix(axes[0], wrong, classes, "distributed run\n(images)", counts.diagonal(), cmap="Greys")
     _draw_matrix(axes[1], errors, classes, "its errors\n(% of the true class)", cmap="Greys")
-    title = "distributed minus baseline\n(images)"
+    title = "minus the baseline\n(images)"
     _draw_matrix(axes[2], change, classes, title, cmap="PuOr_r", vmin=-reach, vmax=reach)
     axes[0].set_ylabel("true class")
     set_finding(figure, _error_finding(classes, errors))
@@ -191,7 +192,7 @@ def _draw_matrix(
     numbers = np.array([[f"{value:.0f}" if round(value) else "" for value in row] for row in values])
     bar = {"location": "bottom", "shrink": 0.9, "pad": 0.02}
     sns.heatmap(
-        values, ax=ax, annot=numbers if few else False, fmt="", annot_kws={"size": 7}, square=True, cbar=not few,
+        values, ax=ax, annot=numbers if few else False, fmt="", annot_kws={"size": 7}, cbar=not few,
         cbar_kws=None if few else bar, linewidths=0.3 if few else 0, linecolor="#DDDDDD", **options,
     )  # fmt: skip
     for i, count in enumerate(diagonal if few else ()):
@@ -223,13 +224,13 @@ def per_class_accuracy(runs: Sequence[RunRecord]) -> Figure:
         )  # fmt: skip
     xlabel = "images of the class that are recognized (%), 95 % interval"
     if len(shown) < len(classes):
-        xlabel += f"; the {len(shown)} hardest of {len(classes)} classes"
+        xlabel += f"\nonly the {len(shown)} hardest of {len(classes)} classes"
     ax.set(yticks=rows, yticklabels=[shorten(classes[i], 24) for i in shown], xlabel=xlabel)
     ax.set_ylim(len(shown) - 0.5, -0.5)
     figure.legend(loc="outside lower center", ncols=2)
     worst = [min(range(len(classes)), key=lambda i: accuracy[i].value) for accuracy in accuracies]
     words = [
-        f"{shorten(classes[i], 20)} in the {run.kind} run ({percent(accuracy[i].value)})"
+        f"{run.kind} {shorten(classes[i], 20)} ({percent(accuracy[i].value)})"
         for run, accuracy, i in zip(runs, accuracies, worst, strict=True)
     ]
     set_finding(figure, f"Hardest class: {', '.join(words)}")

@@ -79,12 +79,13 @@ def sync_cost(breakdowns: dict[str, StepBreakdown]) -> Figure:
 
 
 def _step_row(ax: Axes, y: float, medians: np.ndarray, length: float, base: float) -> None:
-    """A step of this length; parts that are wide enough have their median milliseconds written on them."""
+    """A step of this length. Its medians stand on the parts where there is room, and where they nearly add up."""
     drawn = medians * length / medians.sum()
+    add_up = abs(length / medians.sum() - 1) < 0.05
     _bar(ax, y, drawn, height=0.5)
     for median, width, end in zip(medians, drawn, np.cumsum(drawn), strict=True):
         crossed = abs(end - width / 2 - base) < 0.03 * ax.get_xlim()[1]  # by the dotted line
-        if width > 0.055 * ax.get_xlim()[1] and not crossed:
+        if width > 0.055 * ax.get_xlim()[1] and add_up and not crossed:
             ax.text(end - width / 2, y, f"{median:{digits(median)}}", ha="center", va="center", fontsize=8)
 
 

@@ -30,7 +30,7 @@ def pay_panels(
     network also through shared memory: predicted with the exposed communication of `shared`, measured in `weak`.
     """
     models = sorted(sweep.models, key=lambda model: model != recipe_model)
-    figure, (axes,) = new_figure(1, len(models), height=3.1, sharey=True)
+    figure, (axes,) = new_figure(1, len(models), height=3.3, sharey=True)
     tops = [1.0]
     for ax, model in zip(axes, models, strict=True):
         points = sweep.of_model(model)
@@ -93,7 +93,8 @@ def _mark_outside(axes: Sequence[Axes], sweep: BatchSweep, models: Sequence[str]
         for point in sweep.of_model(model):
             value = measured_speedup(point).value
             if value > top:
-                ax.annotate(f"↑ {value:.1f}", (sweep.processes * point.images, top), ha="center", va="top", fontsize=8)
+                ax.annotate(f"↑ {value:.1f}", (sweep.processes * point.images, top), (5, 0), va="top", fontsize=8,
+                            textcoords="offset points")  # fmt: skip
 
 
 def _pay_legend(figure: Figure, shared: bool, weak: bool) -> None:
@@ -108,23 +109,29 @@ def _pay_legend(figure: Figure, shared: bool, weak: bool) -> None:
         handles.append(Line2D([], [], color=INK, alpha=0.4, linewidth=3, label="model, through shared memory"))
     if weak:
         handles.append(Line2D([], [], marker="D", label="measured, a whole batch each", **style))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
 
 
 def _pay_finding(processes: int, model: str, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
     """From which global batch on the processes gain, by the model."""
-    words = {name: _gain_words(*curve) for name, curve in curves.items()}
-    finding = f"Predicted for {processes} processes of this machine, {MODELS[model].label}: {words['all-reduce']}"
-    return finding + (f"; through shared memory {words['shared memory']}" if "shared memory" in words else "")
+    gains = {name: _first_gain(*curve) for name, curve in curves.items()}
+    last, first = curves["all-reduce"][0][-1], gains["all-reduce"]
+    finding = f"Predicted for {MODELS[model].label} on {processes} processes: "
+    finding += (
+        f"no gain up to a global batch of {last:.0f}" if first is None else f"a gain from a global batch of {first}"
+    )
+    if "shared memory" in gains:
+        shared = gains["shared memory"]
+        finding += f"; through shared memory {f'from {shared}' if shared else 'none'}"
+    return finding
 
 
-def _gain_words(grid: np.ndarray, values: np.ndarray) -> str:
+def _first_gain(grid: np.ndarray, values: np.ndarray) -> str | None:
+    """The first global batch with a speedup above 1, in words."""
     gains = np.flatnonzero(values > 1)
     if len(gains) == 0:
-        return f"no gain up to a global batch of {grid[-1]:.0f}"
-    if gains[0] == 0:
-        return f"a gain from a global batch of {grid[0]:.0f} or less"
-    return f"a gain from a global batch of about {float(f'{grid[gains[0]]:.2g}'):.0f}"
+        return None
+    return f"about {float(f'{grid[gains[0]]:.2g}'):.0f}" if gains[0] else f"{grid[0]:.0f} or less"
 
 
 def predicted_here(sweep: BatchSweep, model: str, batch: int, measured: Sequence[tuple[int, Interval]] = ()) -> Figure:
@@ -150,17 +157,19 @@ def predicted_here(sweep: BatchSweep, model: str, batch: int, measured: Sequence
     ax.set(xlabel="processes on this machine", ylabel="speedup over one process\non all cores")
     ax.set(xlim=(0.5, most + 0.5), ylim=(0, None), xticks=counts[:: -(-most // 16)])
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    verdicts = ", ".join(_verdict(values[count - 1], count, points[count]) for count in sorted(points))
-    finding = f"Global batch of {batch}: the prediction is {verdicts}" if points else f"Predicted, global batch {batch}"
-    set_finding(figure, finding)
+    verdicts: dict[str, list[str]] = {}
+    for count in sorted(points):
+        verdicts.setdefault(_verdict(values[count - 1], points[count]), []).append(str(count))
+    words = ", ".join(f"{verdict} at {' and '.join(at)} processes" for verdict, at in verdicts.items())
+    set_finding(figure, f"Global batch of {batch}: the prediction is {words or 'not compared with a measurement'}")
     return figure
 
 
-def _verdict(predicted: float, count: int, measured: Interval) -> str:
+def _verdict(predicted: float, measured: Interval) -> str:
     if measured.low <= predicted <= measured.high:
-        return f"within the measured interval at {count} processes"
+        return "within the measured interval"
     size = percent(abs(predicted / measured.value - 1), ".0f")
-    return f"too {'low' if predicted < measured.value else 'high'} by {size} at {count} processes"
+    return f"too {'low' if predicted < measured.value else 'high'} by {size}"
 
 
 def predicted_on_network(costs: ModelCosts, batch: int, link: Link, processes: int, title: str) -> Figure:
@@ -194,8 +203,10 @@ def predicted_on_network(costs: ModelCosts, batch: int, link: Link, processes: i
         "predicted, a whole batch each (weak)": weak[-1], "Amdahl, same share": amdahl[-1],
         "predicted, batch split (strong)": strong[-1],
     })  # fmt: skip
-    ends = f"{strong[-1]:.2g} when {fitting[-1]} machines split the batch, {weak[-1]:.2g} with a whole batch each"
-    set_finding(figure, f"Predicted, not measured: speedup {ends} ({counts[-1]} machines). {title}")
+    ends = f"{strong[-1]:.2g} when {fitting[-1]} machines split the batch, "
+    ends += f"{weak[-1]:.2g} when {counts[-1]} have a whole batch each"
+    title = title if title.lower().startswith("predicted") else f"Predicted: {title}"
+    set_finding(figure, f"{title[0].upper()}{title[1:]}. Speedup {ends}")
     return figure
 
 

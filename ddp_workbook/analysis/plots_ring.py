@@ -98,7 +98,8 @@ def _draw_panel(ax: Axes, held: np.ndarray, sends: Sends, title: str) -> None:
                 bbox={"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": INK})  # fmt: skip
     ax.set_facecolor("#F4F4F4")
     reach = np.abs(places).max() + 0.85 * BOX
-    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
+    middle = (places[:, 1].min() + places[:, 1].max()) / 2
+    ax.set(xlim=(-reach, reach), ylim=(middle - reach, middle + reach), aspect="equal", xticks=[], yticks=[])
     ax.set_title(title, fontsize=8)
     ax.grid(False)
     for spine in ax.spines.values():
@@ -125,7 +126,7 @@ def _draw_rank(ax: Axes, place: np.ndarray, rank: int, held: np.ndarray, sent: l
             line = {"edgecolor": INK, "linewidth": 1.6, "zorder": 2}
         ax.add_patch(Rectangle((left, top - (chunk + 1) * height), BOX, height, facecolor="none", **line))
     above = place[1] > 0
-    ax.text(place[0], place[1] + (0.5 if above else -0.5) * BOX, f"rank {rank}", ha="center", fontsize=7.5,
+    ax.text(place[0], place[1] + (0.56 if above else -0.56) * BOX, f"rank {rank}", ha="center", fontsize=7.5,
             va="bottom" if above else "top")  # fmt: skip
     frame = Rectangle((left, top - BOX), BOX, BOX, facecolor="white", edgecolor="#999999", linewidth=0.8)
     ax.add_patch(frame)

@@ -82,8 +82,9 @@ def _rows(ax: Axes, names: Sequence[str]) -> None:
 
 def _draw_speedup(ax: Axes, y: float, ratio: Interval, bound: Interval, marker: str) -> None:
     """Speedup in orange, with its numbers; a little below it, the upper bound without communication in grey."""
-    for each, offset, colour in ((ratio, -0.12, ORANGE), (bound, 0.2, GREY)):
-        ax.errorbar(each.value, y + offset, xerr=error_bars([each]), fmt=marker, color=colour, capsize=3, markersize=5)
+    style = {"fmt": marker, "capsize": 3, "markersize": 5}
+    ax.errorbar(ratio.value, y - 0.12, xerr=error_bars([ratio]), color=ORANGE, **style)
+    ax.errorbar(bound.value, y + 0.2, xerr=error_bars([bound]), color=GREY, markerfacecolor="white", **style)
     _write_interval(ax, y, ratio, ".2f")
 
 
@@ -96,7 +97,9 @@ def _speedup_axis(ax: Axes, names: Sequence[str]) -> None:
 def _legend(figure: Figure, ideal: bool) -> None:
     style = {"linestyle": "none", "marker": "s"}
     handles = [Line2D([], [], color=ORANGE, label="DDP", **style)]
-    handles += [Line2D([], [], color=GREY, label="the same processes, no communication", **style)]
+    handles += [
+        Line2D([], [], color=GREY, markerfacecolor="white", label="the same processes, no communication", **style)
+    ]
     if ideal:
         handles += [Line2D([], [], color=BLUE, label="baseline", **style)]
         handles += [Line2D([], [], color=INK, linestyle="--", label="ideal")]
@@ -176,7 +179,16 @@ def speedup_by_processes(record: BenchmarkRecord) -> Figure:
         speedups = [row.speedup for row in rows if row.baseline == baseline.name]
         reached = [speedup(bound.images_per_second, baseline.images_per_second) for bound in bounds]
         _line(ax, counts, speedups, number, 0, color=ORANGE, label=f"DDP over {baseline.name}")
-        _line(ax, counts, reached, number, 1, color=GREY, label=f"no communication, over {baseline.name}")
+        _line(
+            ax,
+            counts,
+            reached,
+            number,
+            1,
+            color=GREY,
+            markerfacecolor="white",
+            label=f"no communication, over {baseline.name}",
+        )
     ideal = [workers(run, record.environment) for run in record.by_role("distributed")]
     ax.plot([1, *counts], [1, *ideal], color=INK, linestyle=(0, (6, 3)), linewidth=0.8, label="ideal over 1 core")
     if ideal[-1] < counts[-1]:

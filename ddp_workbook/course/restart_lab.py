@@ -7,9 +7,11 @@ to the rank and kills it at the chosen step.
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import time
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -17,7 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from ddp_workbook.analysis.plots import BLUE, GREY, ORANGE, new_figure
+from ddp_workbook.analysis.plots_style import GREY, LIGHT_ORANGE, ORANGE, new_figure, set_finding
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.distributed.launch import torchrun
 from ddp_workbook.distributed.process_group import LostConnection, World, read_world
@@ -103,25 +105,40 @@ def same_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
 
 def plot_timelines(disturbed: Timeline, undisturbed: Timeline) -> Figure:
     """Epochs done over time, of a run whose rank was killed and of an undisturbed one."""
-    figure, [[ax]] = new_figure(1, 1, 8.0, 3.6)
+    figure, [[ax]] = new_figure(1, 1, height=3.2)
     for timeline, colour, marker, name in (
-        (undisturbed, BLUE, "o", "undisturbed"),
+        (undisturbed, LIGHT_ORANGE, "o", "undisturbed"),
         (disturbed, ORANGE, "s", "one rank killed"),
     ):
         times, epochs = zip(*timeline.epochs, strict=True)
-        ax.step(times, epochs, where="post", color=colour, marker=marker, markersize=4, label=name)
+        ax.step(times, epochs, where="post", color=colour, marker=marker, label=name)
     top = max(epoch for _, epoch in undisturbed.epochs)
     for number, (what, when) in enumerate(disturbed.events.items()):
         ax.axvline(when, color=GREY, linestyle=":", linewidth=1)
-        ax.text(when, top * (0.30 - 0.10 * number), f" {what}, {when:.1f} s", fontsize=8, va="center")
+        ax.text(when, top * (0.33 - 0.1 * number), f" {what}, {when:.1f} s", fontsize=8, va="center")
+    starts = [(0.0, max(disturbed.epochs[0][0] - epoch_seconds(undisturbed), 0))]
+    starts += [(disturbed.events["killed"], when) for what, when in disturbed.events.items() if "restarted" in what]
+    for number, (begin, end) in enumerate(starts):
+        ax.axvspan(
+            begin, end, color=GREY, alpha=0.15, linewidth=0, label=None if number else "start-up of the processes"
+        )
+    ax.yaxis.get_major_locator().set_params(integer=True)
     ax.set(
         xlabel="time since the start of the run (s)",
         ylabel="epochs done",
-        xlim=(0, 1.2 * max(disturbed.seconds, 1)),
+        xlim=(0, 1.25 * max(disturbed.seconds, 1)),
         ylim=(0, 1.05 * top),
     )
-    ax.legend(loc="upper left")
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    later = disturbed.seconds - undisturbed.seconds
+    set_finding(figure, f"A rank is killed; torchrun restarts the run, which ends {later:.1f} s later")
     return figure
+
+
+def epoch_seconds(timeline: Timeline) -> float:
+    """Median seconds from one epoch's end to the next; 0 for a single epoch."""
+    times = [when for when, _ in timeline.epochs]
+    return statistics.median(later - earlier for earlier, later in pairwise(times)) if len(times) > 1 else 0.0
 
 
 @record  # torchrun then shows the error of the rank that failed first
