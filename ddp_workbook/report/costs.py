@@ -6,7 +6,7 @@ from ddp_workbook.analysis.costmodel import Check, check_steps, fit_link
 from ddp_workbook.analysis.speedup import SpeedupRow, speedup, speedup_table, upper_bound_shares, verdict
 from ddp_workbook.analysis.statistics import spread_words
 from ddp_workbook.analysis.tables import claims_table
-from ddp_workbook.analysis.words import read_breakdowns, read_model, read_speedups
+from ddp_workbook.analysis.words import read_breakdowns, read_model
 from ddp_workbook.records.timing import BatchSweep, BenchmarkRecord, Interval
 from ddp_workbook.report.inputs import Inputs
 from ddp_workbook.specs import MODELS
@@ -24,7 +24,6 @@ def costs_content(inputs: Inputs) -> dict:
         "weak": _weak(inputs.weak) if inputs.weak else None,
         "shared": inputs.shared is not None,
         "speedups": _speedups(inputs.benchmark) + (_speedups(inputs.weak) if inputs.weak else []),
-        "read_speedups": read_speedups(inputs.benchmark, inputs.weak),
         "read_breakdowns": read_breakdowns(inputs.breakdowns, alone),
         "read_model": read_model(checks),
         "latency_us": f"{1e6 * link.latency:.0f}",
@@ -96,16 +95,21 @@ def _rounds(sweep: BatchSweep) -> str:
 
 
 def _check(check: Check) -> list[str]:
-    """A row of the table of predicted and measured steps; times in milliseconds."""
+    """A row of the table of predicted and measured steps; times in milliseconds, errors in percent."""
     return [
         MODELS[check.model].label,
         str(check.images),
-        _milliseconds(check.predicted),
-        _interval(check.measured),
-        f"{100 * check.error.value:+.0f} [{100 * check.error.low:+.0f}, {100 * check.error.high:+.0f}]",
         _milliseconds(check.all_reduce),
         _interval(check.added),
+        _interval(check.measured),
+        _error(check.error),
+        _error(check.corrected_error),
     ]
+
+
+def _error(share: Interval) -> str:
+    value, low, high = (round(100 * each) for each in (share.value, share.low, share.high))
+    return f"{value:+d} [{low:+d}, {high:+d}]"
 
 
 def _milliseconds(seconds: float) -> str:
