@@ -1,4 +1,4 @@
-"""report.toml: names and contributions, filled in by the reader. Its content is checked: text of limited size."""
+"""report.toml: names, contributions and thoughts, written by the reader. Checked: text of limited size."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def _one_paragraph(text: object) -> object:
 
 
 Text = Annotated[str, BeforeValidator(_one_paragraph), Field(min_length=1, max_length=2000)]
+Thought = Annotated[str, BeforeValidator(_one_paragraph), Field(max_length=2000)]  # empty: not written yet
 
 
 class Member(BaseModel):
@@ -35,13 +36,16 @@ class Member(BaseModel):
 
 
 class Team(BaseModel):
-    """The content of report.toml."""
+    """The content of report.toml. The report names each of the team's three thoughts that is still empty."""
 
     model_config = ConfigDict(extra="forbid")
     title: Text
     course: Text
     institution: Text
     repository: Text
+    surprise: Thought = ""
+    largest_gap: Thought = ""
+    next_change: Thought = ""
     members: Annotated[list[Member], Field(min_length=1, max_length=50)]
 
 
