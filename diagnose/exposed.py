@@ -1,9 +1,8 @@
 """How much of a DDP step is exposed communication? One file that needs torch alone: copy it into your project.
 
     report = measure(model, batches, loss_fn, optimizer)   # on every rank, at the same point of the script
-    if dist.get_rank() == 0:
-        print(report)
-        report.save_trace("step.json")                     # open it in ui.perfetto.dev or chrome://tracing
+    print(report)                                          # on one rank
+    report.save_trace("step.json")                         # open it in ui.perfetto.dev or chrome://tracing
 
 `torchrun --nproc-per-node=2 exposed.py` measures a small model, then plants a delay of known size and finds it again.
 It was run on CPUs with Gloo. What is marked CUDA was written for NCCL and was not run on a GPU.
@@ -11,6 +10,7 @@ It was run on CPUs with Gloo. What is marked CUDA was written for NCCL and was n
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import math
@@ -35,7 +35,6 @@ from torch.profiler import profile, record_function
 WARM_UP_PAIRS = 3  # DDP rebuilds its buckets after the first step; caches and memory pools fill
 SAMPLES_NEEDED = 6  # the range of 6 samples holds the median with probability 97 %; that of 5 only with 94 %
 COLOURS = {"data": "#c7c7c7", "forward": "#aec7e8", "backward": "#98df8a", "optimizer": "#ffbb78"}
-COLLECTIVES = "#7f3c8d"
 
 
 class MeasureError(ValueError):
@@ -56,10 +55,9 @@ def measure(model: DDP, batches: Iterable, loss_fn: Callable, optimizer: Optimiz
 
     The model really trains, and without synchronization its copies drift apart. At the end parameters, buffers and the
     optimizer's state are put back from copies in host memory, and gradients are cleared. Random generators and batches
-    have moved on. The model's communication hook, if it has one, is measured with it; none is added.
-
-    Two limits: SyncBatchNorm communicates under no_sync too and counts as computing. On CUDA "data" is the most that
-    waiting can cost: the device is idle meanwhile. Raises MeasureError.
+    have moved on. The model's communication hook, if it has one, is measured with it; none is added. SyncBatchNorm
+    communicates under no_sync too and counts as computing. On CUDA "data" is the most that waiting can cost: the device
+    is idle meanwhile. Raises MeasureError.
     """
     _check(model, steps)
     source, needed = iter(batches), 2 * (WARM_UP_PAIRS + steps) + 1
@@ -231,8 +229,7 @@ collectives: {len(bars)}, {sum(s.size for s in bars) / 2**20:.1f} MiB, {_ms(in_s
 
     def save_trace(self, path: str | Path) -> None:
         """One synchronized step as Chrome trace: a process for each rank, a row for each collective."""
-        events: list[dict] = []
-        zero = min(rank.parts[0].start for rank in self.ranks)
+        events, zero = [], min(rank.parts[0].start for rank in self.ranks)
         for rank in self.ranks:
             events.append({"name": "process_name", "ph": "M", "pid": rank.rank, "args": {"name": f"rank {rank.rank}"}})
             for row, span in [(0, part) for part in rank.parts] + list(enumerate(rank.collectives, 1)):
@@ -256,10 +253,10 @@ collectives: {len(bars)}, {sum(s.size for s in bars) / 2**20:.1f} MiB, {_ms(in_s
         axes, names = figure.subplots(), [f"rank {rank.rank}" for rank in self.ranks]
         for y, rank in enumerate(self.ranks):
             bars = [(span, 0.2 - y, 0.4, COLOURS[span.name]) for span in rank.parts]
-            bars += [(span, -0.1 - 0.2 * (i % 2) - y, 0.18, COLLECTIVES) for i, span in enumerate(rank.collectives)]
+            bars += [(span, -0.1 - 0.2 * (i % 2) - y, 0.18, "rebeccapurple") for i, span in enumerate(rank.collectives)]
             for span, middle, height, colour in bars:
                 axes.barh(middle, 1000 * (span.end - span.start), height, left=1000 * span.start, color=colour)
-        handles = [axes.scatter([], [], marker="s", color=colour) for colour in (*COLOURS.values(), COLLECTIVES)]
+        handles = [axes.scatter([], [], marker="s", color=colour) for colour in (*COLOURS.values(), "rebeccapurple")]
         figure.legend(handles, [*COLOURS, "collectives"], loc="outside upper center", ncols=5, frameon=False)
         axes.set(xlabel="milliseconds", yticks=range(0, -len(self.ranks), -1), yticklabels=names)
         figure.savefig(path, dpi=150)
@@ -299,4 +296,5 @@ if __name__ == "__main__":
     if "LOCAL_RANK" not in os.environ:
         raise SystemExit("error: start 2 ranks or more: torchrun --nproc-per-node=2 exposed.py")
     _demo()
+    gc.collect()  # Gloo can abort where a DDP model, which is in a reference cycle, outlives the group
     dist.destroy_process_group()
