@@ -238,7 +238,12 @@ def two_runs(lost, gained, images=10_000, right=8000):
     ("lost", "gained", "expected", "absent"),
     [
         (130, 110, ["0.20 points less accurate", "contains 0", "The whole interval lies within 1.5 points"], ["shown"]),
-        (1200, 1135, ["0.65 points less accurate", "contains 0", "a loss of up to 1.6 points is compatible"], ["a gain"]),
+        (
+            1200,
+            1135,
+            ["0.65 points less accurate", "contains 0", "a loss of up to 1.6 points is compatible"],
+            ["a gain"],
+        ),
         (500, 560, ["0.60 points more accurate", "contains 0", "within 1.5 points"], ["less"]),
         (100, 240, ["1.40 points more accurate", "does not contain 0", "a gain of up to 1.8 points is"], ["loss"]),
         (400, 100, ["3.00 points less accurate", "The whole interval lies beyond 1.5 points"], ["shown"]),
