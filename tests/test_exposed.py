@@ -263,7 +263,7 @@ def test_it_runs_elsewhere_with_torch_alone(tmp_path):
     run = subprocess.run(command, cwd=tmp_path, env=environment, check=False, timeout=120, **streams)
     assert run.returncode == 0, run.stderr
     *report, last = run.stdout.splitlines()
-    assert len(report) == 7 and report[0].startswith("2 ranks (gloo, cpu), 1 threads each") and "step " in report[1]
+    assert len(report) == 7 and report[0].startswith("2 ranks (gloo, cpu), threads of each: 1") and "step " in report[1]
     plain, planted = (
         [float(number) / 1000 for number in re.search(r"communication (?:is )?(\S+) \[(\S+), (\S+)\]", line).groups()]
         for line in (report[1], last)
