@@ -219,7 +219,7 @@ class Report:
         waits, (last, middle, longer) = max(self.ranks, key=self.data), self.straggler()
         bars, in_sum = rank.collectives, sum(span.end - span.start for span in rank.collectives)
         return f"""\
-{len(self.ranks)} ranks ({self.where}), {rank.threads} threads each, {rank.cores} cores; {pairs} pairs, {spread}
+{len(self.ranks)} ranks ({self.where}), threads of each: {rank.threads}, cores: {rank.cores}; {pairs} pairs, {spread}
 step {_ms(step)} ms = data {_ms(data)} + {" + ".join(parts)} + exposed communication {_ms(*exposed)} ms
 exposed communication: {exposed.median / step:.0%} of the step; the bound, a step without it, is {_ms(bound)} ms
 it lies in forward: {_ms(*self.exposed("forward"))} ms, and in backward: {_ms(*self.exposed("backward"))} ms

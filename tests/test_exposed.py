@@ -11,9 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import astuple
-from itertools import cycle, islice
+from itertools import count, cycle, islice
 from statistics import median
 
 import pytest
@@ -32,18 +31,6 @@ SOURCE = ROOT / "diagnose" / "exposed.py"
 SLACK = 0.002  # seconds that waking up and the collectives themselves may take from or add to a planted delay
 
 
-class Encoder(nn.Module):
-    """Token ids to logits: embedding, one transformer layer, mean over time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.head = nn.Embedding(50, 32), nn.Linear(32, 5)
-        self.layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.1, batch_first=True)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(self.layer(self.embed(tokens)).mean(1))
-
-
 def build(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
     """A model and a batch for it."""
     torch.manual_seed(0)
@@ -60,7 +47,9 @@ def build(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
             nn.Flatten(),
         )
         return nn.Sequential(*features, nn.Linear(64, 5)), {"x": torch.randn(16, 3, 16, 16), "y": labels}
-    return Encoder(), {"x": torch.randint(50, (16, 12)), "y": labels}
+    layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.1, batch_first=True)
+    net = nn.Sequential(nn.Embedding(50, 32), layer, nn.Flatten(), nn.Linear(12 * 32, 5))
+    return net, {"x": torch.randint(50, (16, 12)), "y": labels}
 
 
 def loss_fn(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -80,8 +69,7 @@ def plant(model: DistributedDataParallel, delay: float) -> list[float]:
 
         def finish(future):
             start = time.perf_counter()
-            if last and delay:
-                time.sleep(delay)
+            time.sleep(delay * last)
             real.append(time.perf_counter() - start)
             return future.value()[0]
 
@@ -93,7 +81,7 @@ def plant(model: DistributedDataParallel, delay: float) -> list[float]:
 
 
 def with_delays(_: int, name: str, delays: tuple[float, ...]) -> list[tuple[float, Report]]:
-    """For each delay the longest half of the real delays' median, and the report."""
+    """For each delay what it really was, and the report."""
     results = []
     for delay in delays:
         net, batch = build(name)
@@ -129,15 +117,6 @@ class SlowBackward(torch.autograd.Function):
         return gradient
 
 
-class Overlapping(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(SlowBackward.apply(self.first(x)))
-
-
 def with_hidden_delay(rank: int) -> Report:
     """Rank 1 joins the all-reduce of the first bucket 40 ms late, while both ranks compute for 80 ms."""
 
@@ -156,7 +135,9 @@ def with_hidden_delay(rank: int) -> Report:
         return averaged
 
     hook.__annotations__ = {}
-    model = DistributedDataParallel(Overlapping(), bucket_cap_mb=0.001)
+    net = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 5))
+    net[0].register_forward_hook(lambda _, inputs, output: SlowBackward.apply(output))
+    model = DistributedDataParallel(net, bucket_cap_mb=0.001)
     model.register_comm_hook(None, hook)
     return measured(model, cycle([build("mlp")[1]]))
 
@@ -171,44 +152,29 @@ def test_a_hidden_delay_is_not_reported():
     assert forward.end <= first.start and first.end < backward.end  # the timeline shows the overlap
 
 
-class Sleepy(nn.Module):
-    def __init__(self, seconds: float) -> None:
-        super().__init__()
-        self.net, self.seconds = build("mlp")[0], seconds
-
-    def forward(self, x: Tensor) -> Tensor:
-        time.sleep(self.seconds)
-        return self.net(x)
-
-
-def with_slow_rank(rank: int) -> Report:
-    return measured(DistributedDataParallel(Sleepy(0.04 * rank)), cycle([build("mlp")[1]]))
+def with_slow(rank: int, part: str) -> Report:
+    """Rank 1 sleeps 40 ms in each forward pass, or for each batch."""
+    net, batch = build("mlp")
+    if part == "forward":
+        net.register_forward_hook(lambda *_: time.sleep(0.04 * rank))
+    delay = 0.04 * rank if part == "data" else 0
+    batches = ((time.sleep(delay), batch)[1] for _ in count())
+    return measured(DistributedDataParallel(net), batches)
 
 
 def test_a_slow_rank_is_named_and_its_wait_is_not_communication():
-    report = run_on_ranks(with_slow_rank, 2)[0]
+    report = run_on_ranks(with_slow, 2, "forward")[0]
     last, middle, longer = report.straggler()
-    assert (last.rank, middle.rank) == (1, 0)
+    assert (last.rank, middle.rank) == (1, 0) and "slowest rank: rank 1" in str(report)
     assert 0.035 < longer.median < 0.06
-    assert report.exposed().median < 0.015
-    assert "slowest rank: rank 1" in str(report)
-
-
-def with_slow_data(rank: int) -> Report:
-    def batches() -> Iterator[dict[str, Tensor]]:
-        batch = build("mlp")[1]
-        while True:
-            time.sleep(0.03 * rank)
-            yield batch
-
-    return measured(DistributedDataParallel(build("mlp")[0]), batches())
+    assert report.exposed().median < 0.015 and report.data() < 0.01
 
 
 def test_slow_data_are_found():
-    report = run_on_ranks(with_slow_data, 2)[0]
-    assert 0.029 < report.data() < 0.045 and report.data(report.ranks[0]) < 0.01
-    assert report.exposed().median < 0.015 and report.straggler()[2].median < 0.015
+    report = run_on_ranks(with_slow, 2, "data")[0]
+    assert 0.039 < report.data() < 0.06 and report.data(report.ranks[0]) < 0.01
     assert "longest on rank 1" in str(report)
+    assert report.exposed().median < 0.015 and report.straggler()[2].median < 0.015
 
 
 class SlowBuffers(DistributedDataParallel):
@@ -223,12 +189,14 @@ def with_slow_buffers(_: int) -> tuple[Report, bool]:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     loss_fn(model, batch).backward()
     optimizer.step()
-    tensors = (*model.state_dict().values(), *(t for state in optimizer.state.values() for t in state.values()))
-    before = [tensor.clone() for tensor in tensors]
+
+    def state() -> list[Tensor]:
+        moments = [tensor for tensors in optimizer.state.values() for tensor in tensors.values()]
+        return [tensor.clone() for tensor in (*model.state_dict().values(), *moments)]
+
+    before = state()
     report = measure(model, cycle([batch]), loss_fn, optimizer, steps=6)
-    tensors = (*model.state_dict().values(), *(t for state in optimizer.state.values() for t in state.values()))
-    same = all(torch.equal(old, new) for old, new in zip(before, tensors, strict=True))
-    return report, same and all(parameter.grad is None for parameter in model.parameters())
+    return report, all(torch.equal(old, new) for old, new in zip(before, state(), strict=True))
 
 
 def test_the_broadcast_of_buffers_belongs_to_synchronized_steps_and_the_state_is_put_back():
@@ -259,30 +227,24 @@ def test_collectives_have_the_size_that_is_sent():
 
 def refusals(rank: int) -> list[str]:
     net, batch = build("mlp")
-    model = DistributedDataParallel(net)
+    model, answers = DistributedDataParallel(net), []
     short = [batch] * (10 + 50 * (rank == 0))  # rank 1 runs out first
-    answers = []
-    for arguments in ((net, cycle([batch])), (model, cycle([batch]), 1), (model, short)):
+    for arguments in ((net, short), (model, short, 1), (model, short)):
         with pytest.raises(MeasureError) as error:
             measured(*arguments)
         answers.append(str(error.value))
     return answers
 
 
-def refusal_alone(_: int) -> str:
-    with pytest.raises(MeasureError) as error:
-        measured(DistributedDataParallel(build("mlp")[0]), [])
-    return str(error.value)
-
-
 def test_bad_input_gets_one_clear_line():
     first, second = run_on_ranks(refusals, 2)
     assert "is a Sequential, not a DistributedDataParallel" in first[0] and "at least 2, not 1" in first[1]
     assert "ran out on another rank: 31 are needed" in first[2] and "ran out on rank 1: 31" in second[2]
-    assert "one rank has no communication" in (alone := run_on_ranks(refusal_alone, 1)[0])
+    [alone] = run_on_ranks(refusals, 1)
+    assert "one rank has no communication" in alone[1]
     with pytest.raises(MeasureError, match="not initialised") as error:
         measured(build("mlp")[0], [])
-    assert all("\n" not in line for line in (*first, *second, alone, str(error.value)))
+    assert all("\n" not in line for line in (*first, *second, *alone, str(error.value)))
 
 
 def test_the_interval_is_the_packages_own():
@@ -297,11 +259,11 @@ def test_it_runs_elsewhere_with_torch_alone(tmp_path):
     shutil.copy(SOURCE, tmp_path)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "exposed.py"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    run = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=120
-    )
+    streams = {"capture_output": True, "text": True}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, check=False, timeout=120, **streams)
+    assert run.returncode == 0, run.stderr
     *report, last = run.stdout.splitlines()
-    assert len(report) == 7 and report[0].startswith("2 ranks (gloo, cpu), 1 threads each") and "step " in report[1]
+    assert len(report) == 7 and report[0].startswith("2 ranks (gloo, cpu), threads of each: 1") and "step " in report[1]
     plain, planted = (
         [float(number) / 1000 for number in re.search(r"communication (?:is )?(\S+) \[(\S+), (\S+)\]", line).groups()]
         for line in (report[1], last)
@@ -313,7 +275,7 @@ def test_it_runs_elsewhere_with_torch_alone(tmp_path):
     assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_it_imports_torch_alone():
+def test_it_is_short_and_imports_torch_alone():
     tree = ast.parse(SOURCE.read_text())
     names = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
@@ -321,20 +283,16 @@ def test_it_imports_torch_alone():
     assert len(SOURCE.read_text().splitlines()) <= 300
 
 
-def test_without_matplotlib_the_trace_is_written(tmp_path, monkeypatch, capsys):
-    report = run_on_ranks(with_slow_rank, 2)[0]
+def few(_: int) -> Report:
+    """Exactly as many batches as two pairs need."""
+    net, batch = build("mlp")
+    return measured(DistributedDataParallel(net, find_unused_parameters=True), islice(cycle([batch]), 11), steps=2)
+
+
+def test_few_pairs_are_called_a_range_and_without_matplotlib_the_trace_is_written(tmp_path, monkeypatch, capsys):
+    report = run_on_ranks(few, 2)[0]
+    assert "[range of 2]" in str(report).splitlines()[0]
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     report.save_picture(tmp_path / "step.png")
     assert capsys.readouterr().out.startswith("no picture was drawn")
     assert json.loads((tmp_path / "step.json").read_text())["traceEvents"]
-
-
-def test_fewer_than_six_pairs_are_called_a_range():
-    report = run_on_ranks(sliced, 2)[0]
-    assert "[range of 2]" in str(report).splitlines()[0]
-
-
-def sliced(_: int) -> Report:
-    """Exactly as many batches as are needed."""
-    net, batch = build("mlp")
-    return measured(DistributedDataParallel(net, find_unused_parameters=True), islice(cycle([batch]), 11), steps=2)
