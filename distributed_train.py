@@ -34,7 +34,7 @@ from ddp_workbook.distributed.comm_hooks import check_comm_hook
 from ddp_workbook.distributed.process_group import World, leave_group, process_group, read_world
 from ddp_workbook.errors import InputError
 from ddp_workbook.flags import parse_run
-from ddp_workbook.records.run import HistoryRecord, RunRecord
+from ddp_workbook.records.run import RunRecord, load_run
 from ddp_workbook.runs.outputs import RunOutputs
 from ddp_workbook.runs.resume import CheckpointManager
 from ddp_workbook.runs.stopping import Stopped, TrainingMonitor, exit_code_for, stop_signals
@@ -66,7 +66,9 @@ def run(config: TrainConfig, options: CheckpointOptions, world: World, callbacks
     with outputs.locked(), process_group(world, backend, device):  # NEW: the ranks meet
         if from_main(lambda: outputs.is_finished(options.resume)):
             return False
-        train(config, options, world, outputs, data, loader, callbacks)
+        result = train(config, options, world, outputs, data, loader, callbacks)
+    if result:  # rank 0, after the ranks have parted: a figure that fails must not look like a lost connection
+        draw(result)
     return True
 
 
@@ -78,8 +80,8 @@ def train(
     data: Dataset,
     loader: TrainLoader,
     callbacks: Sequence[Callback],
-) -> None:
-    """Build, train, save. A function of its own, so that the model is released before the process group ends."""
+) -> RunRecord | None:
+    """Build, train, save; returns the record on rank 0. The model is released before the process group ends."""
     # 3. Model and optimizer: the same weights on every rank; under torchrun DDP averages their gradients.
     state = build_state(config, data, world, loader.device)
     if world.is_main:  # NEW: only one rank prints
@@ -97,14 +99,15 @@ def train(
         checkpoints.remove()
     if result:
         print(describe_result(result), flush=True)
-        draw(result, HistoryRecord(kind=world.kind, recipe=config.recipe, epochs=state.history))
+    return result
 
 
-def draw(run: RunRecord, history: HistoryRecord) -> None:
+def draw(run: RunRecord) -> None:
     """The figure of a distributed run; notebook 02 draws the baseline's."""
     if run.kind == "distributed":
         from ddp_workbook.analysis import plots  # here, so that training does not wait for matplotlib
 
+        _, history = load_run(run.config.run_dir, run.kind)
         path = run.config.run_dir / f"training_plots_worldsize_{run.world.processes}.png"
         plots.write_png(plots.training_plots(run, history), path)
 

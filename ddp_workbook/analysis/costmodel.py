@@ -68,15 +68,6 @@ def amdahl(serial_share: float, processes: Sequence[int]) -> np.ndarray:
     return 1 / (serial_share + (1 - serial_share) / np.asarray(processes))
 
 
-def gustafson(serial_share: float, processes: Sequence[int]) -> np.ndarray:
-    """Speedup when the work grows with the processes and its serial share stays (Gustafson 1988).
-
-    His baseline is one processor that does all of the grown work in one piece, and so pays the serial share once. In
-    DDP's usual definition (ModelCosts.weak_speedup_on_network) it takes N steps instead, and the limit is N.
-    """
-    return serial_share + (1 - serial_share) * np.asarray(processes)
-
-
 def points_of(sweep: BatchSweep, model: str) -> list[SweepPoint]:
     """A model's points, by batch size. Raises InputError for fewer than two batch sizes: they make no line."""
     points = sweep.of_model(model)

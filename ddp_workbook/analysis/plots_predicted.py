@@ -10,14 +10,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ddp_workbook.analysis import costmodel
-from ddp_workbook.analysis.costmodel import Link, ModelCosts, exposed, fit_link, is_settled, measured_speedup
+from ddp_workbook.analysis.costmodel import (
+    FEWEST_IMAGES,
+    Link,
+    ModelCosts,
+    exposed,
+    fit_link,
+    is_settled,
+    measured_speedup,
+)
 from ddp_workbook.analysis.plots_style import GREY, INK, ORANGE, error_bars, new_figure, percent, set_finding
 from ddp_workbook.analysis.speedup import over_all_cores
 from ddp_workbook.records.timing import BatchSweep, BenchmarkRecord, Interval, StepBreakdown
 from ddp_workbook.specs import MODELS
 
 FARTHEST = 4  # times the largest measured batch: so far the model's line is drawn
-FEW_IMAGES = 8  # a machine with fewer mostly waits
 MEASURED, UNSETTLED = {"fmt": "s"}, {"fmt": "s", "markerfacecolor": "white"}
 
 
@@ -173,37 +180,32 @@ def _verdict(predicted: float, measured: Interval) -> str:
 
 
 def predicted_on_network(costs: ModelCosts, batch: int, link: Link, processes: int, title: str) -> Figure:
-    """Predicted speedup on a network of machines like this one, next to the curves of Amdahl and Gustafson.
+    """Predicted speedup on a network of machines like this one, over one of them with one batch; and Amdahl's curve.
 
-    Strong scaling splits the batch; weak scaling gives every machine a whole one, and is compared with one machine that
-    computes all of it in one step.
+    Strong scaling splits the batch, down to FEWEST_IMAGES a machine; weak scaling gives every machine a whole one.
     """
     figure, axes = new_figure(1, 1, height=3.9)
     ax = axes[0, 0]
     counts = np.unique(np.geomspace(1, processes, 40).round().astype(int))
-    fitting = counts[counts <= batch]  # a machine must get at least one image
-    strong = np.array([costs.speedup_on_network(batch, int(count), link) for count in fitting])
+    split = counts[batch / counts >= FEWEST_IMAGES] if batch >= FEWEST_IMAGES else counts[:1]
+    strong = np.array([costs.speedup_on_network(batch, int(count), link) for count in split])
     weak = np.array([costs.weak_speedup_on_network(batch, int(count), link) for count in counts])
     share = costmodel.serial_share(costs, batch)
-    few = batch / fitting < FEW_IMAGES
-    ax.plot(fitting[~few], strong[~few], color=ORANGE)
-    ax.plot(fitting[few], strong[few], color=ORANGE, linestyle="--")
-    ax.plot(counts, weak, color=ORANGE)
-    amdahl, gustafson = costmodel.amdahl(share, counts), costmodel.gustafson(share, counts)
-    for values in (amdahl, gustafson):
-        ax.plot(counts, values, color=GREY, linestyle=":")
+    amdahl = costmodel.amdahl(share, split)
+    ax.plot(split, strong, color=ORANGE)
+    ax.plot(counts, weak, color=ORANGE, linestyle="--")
+    ax.plot(split, amdahl, color=GREY, linestyle=":")
     ax.plot(counts, counts, color=GREY, linewidth=1)
     _machine_axis(ax, processes, strong.min())
-    if few.any():
-        ax.axvspan(batch / FEW_IMAGES, processes, color=GREY, alpha=0.1, linewidth=0)
-        ax.text(processes, ax.get_ylim()[0], f"split batch: fewer than {FEW_IMAGES} images each ", fontsize=8,
+    if split[-1] < processes:
+        ax.axvspan(split[-1], processes, color=GREY, alpha=0.1, linewidth=0)
+        ax.text(processes, ax.get_ylim()[0], f"split batch: fewer than {FEWEST_IMAGES} images each ", fontsize=8,
                 ha="right", va="bottom")  # fmt: skip
     _label_ends(ax, processes, {
-        "ideal": counts[-1], f"Gustafson, serial share {percent(share)}": gustafson[-1],
-        "predicted, a whole batch each (weak)": weak[-1], "Amdahl, same share": amdahl[-1],
-        "predicted, batch split (strong)": strong[-1],
+        "ideal": counts[-1], "predicted, a whole batch each (weak)": weak[-1],
+        f"Amdahl, serial share {percent(share)}": amdahl[-1], "predicted, batch split (strong)": strong[-1],
     })  # fmt: skip
-    ends = f"{strong[-1]:.2g} when {fitting[-1]} machines split the batch, "
+    ends = f"{strong[-1]:.2g} when {split[-1]} machines split the batch, "
     ends += f"{weak[-1]:.2g} when {counts[-1]} have a whole batch each"
     title = title if title.lower().startswith("predicted") else f"Predicted: {title}"
     set_finding(figure, f"{title[0].upper()}{title[1:]}. Speedup {ends}")

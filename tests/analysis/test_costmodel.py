@@ -17,7 +17,6 @@ from ddp_workbook.analysis.costmodel import (
     exposed,
     fit_link,
     fit_step,
-    gustafson,
     is_settled,
     judge,
     measured_speedup,
@@ -252,9 +251,8 @@ def test_a_predicted_speedup_has_the_noise_of_all_its_points():
     assert (one.value, one.low, one.high) == (1, 1, 1)
 
 
-def test_amdahl_and_gustafson_by_hand():
+def test_amdahl_by_hand():
     assert amdahl(0.25, [1, 4]) == pytest.approx([1, 1 / (0.25 + 0.75 / 4)])
-    assert gustafson(0.25, [1, 4]) == pytest.approx([1, 3.25])
 
 
 def test_exposed_is_the_difference_of_the_slowest_ranks():
