@@ -189,12 +189,12 @@ def speedup_by_processes(record: BenchmarkRecord) -> Figure:
             markerfacecolor="white",
             label=f"no communication, over {baseline.name}",
         )
+    kind = "core" if record.environment.device == "cpu" else "device"
     ideal = [workers(run, record.environment) for run in record.by_role("distributed")]
-    ax.plot([1, *counts], [1, *ideal], color=INK, linestyle=(0, (6, 3)), linewidth=0.8, label="ideal over 1 core")
+    ax.plot([1, *counts], [1, *ideal], color=INK, linestyle=(0, (6, 3)), linewidth=0.8, label=f"ideal over 1 {kind}")
     if ideal[-1] < counts[-1]:
         bend = counts[ideal.index(ideal[-1])]
-        kind = "cores" if record.environment.device == "cpu" else "devices"
-        ax.text(bend, ideal[-1] + 0.03 * ax.get_ylim()[1], f"only {ideal[-1]} {kind}", fontsize=8, va="bottom")
+        ax.text(bend, ideal[-1] + 0.03 * ax.get_ylim()[1], f"only {ideal[-1]} {kind}s", fontsize=8, va="bottom")
     ax.axhline(1, color=INK, linewidth=0.8)
     ax.set_ylabel(f"speedup, {spread_words(record.rounds)}")
     _process_axis(ax, record, [1, *counts])
