@@ -20,8 +20,8 @@ from ddp_workbook.specs import MODELS
 from ddp_workbook.training.datasets import load_dataset
 
 ROUNDS = SAMPLES_NEEDED  # of a point: the smallest number whose range is a 95 % interval of the median
-ROUNDS_AT_MOST = 3  # times the rounds asked for
-SECONDS_AT_MOST = 15  # for a point; on a busy machine it is marked as not settled instead
+ROUNDS_AT_MOST = 2  # times the rounds asked for
+SECONDS_AT_MOST = 8  # for a point; on a busy machine it is marked as not settled instead
 
 
 def sweep_config(config: TrainConfig, model: str) -> TrainConfig:

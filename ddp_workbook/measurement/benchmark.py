@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -174,15 +174,17 @@ def measure(
     earlier: BenchmarkRecord | None = None,
     on_part: Callable[[str, float], None] = lambda *_: None,
     on_round: Callable[[BenchmarkRecord], None] = lambda _: None,
+    pools: Pools | None = None,
 ) -> BenchmarkRecord:
     """Train every configuration `rounds` times from new weights, all in turns: `steps` steps, or None: config.epochs.
 
     Whole trainings take turns epoch by epoch and end with a test. `on_part(name, images per second)` is called after
-    every part, `on_round(record)` after each round; `earlier` is such a record to continue.
+    every part, `on_round(record)` after each round; `earlier` is such a record to continue. `pools`: worker_pools() for
+    these process counts, to use for several benchmarks; None: new ones.
     """
     require_rounds(rounds)
     record = earlier or empty_record(config, process_counts, steps, scaling)
-    with worker_pools(config, record.configurations) as pools:
+    with nullcontext(pools) if pools else worker_pools(config, record.configurations) as pools:
         for each in record.configurations:
             _train(pools, record, each, WARM_UP_STEPS, None)
         for number in range(record.rounds, rounds):
