@@ -169,13 +169,15 @@ def confusion_matrices(runs: Sequence[RunRecord]) -> Figure:
     title = "minus the baseline\n(images)"
     _draw_matrix(axes[2], change, classes, title, cmap="PuOr_r", vmin=-reach, vmax=reach)
     axes[0].set_ylabel("true class")
-    set_finding(figure, _error_finding(classes, errors))
+    set_finding(figure, _error_finding(classes, wrong, errors))
     return figure
 
 
-def _error_finding(classes: Sequence[str], errors: np.ndarray) -> str:
-    if errors.max() == 0:
+def _error_finding(classes: Sequence[str], wrong: np.ndarray, errors: np.ndarray) -> str:
+    if wrong.max() == 0:
         return "Distributed run: every image is classified correctly"
+    if wrong.max() == 1:
+        return f"Distributed run: {wrong.sum()} errors, no confusion occurs twice"
     true, predicted = (shorten(classes[i], 20) for i in np.unravel_index(np.argmax(errors), errors.shape))
     share = percent(errors.max() / 100)
     return f"Most frequent error of the distributed run: {share} of the class “{true}” are taken for “{predicted}”"

@@ -93,21 +93,18 @@ def memory_table(parameters: int) -> list[tuple[str, str]]:
     """(what, how much) of what one DDP process holds for a network with so many parameters, without activations.
 
     Every process has all of it, however many there are. The last two rows are for larger models: mixed precision with
-    Adam, and its shards.
+    Adam, 2 + 2 bytes for weights and gradients and 4 + 4 + 4 for weights, momentum and variance in fp32 (Rajbhandari
+    et al. 2020), and its shards. Views: DDP's gradient_as_bucket_view=True.
     """
     one, of_adam = 4 * parameters, 16 * parameters
     return [
         ("weights, fp32: 4 bytes per parameter", _mib(one)),
         ("gradients, fp32, also under bf16 autocast", _mib(one)),
         ("momentum of SGD, fp32 (Adam: two such values)", _mib(one)),
-        ("DDP's buckets: a copy of the gradients, without gradient_as_bucket_view=True", _mib(one)),
-        ("together", f"{_mib(4 * one)}; {_mib(3 * one)} with gradient_as_bucket_view=True, as here"),
-        ("activations", "not counted: they grow with the batch of a process"),
-        (
-            "Adam in mixed precision: 16 bytes per parameter, 2 + 2 for weights and gradients in 16 bits, 4 + 4 + 4 "
-            "for weights, momentum and variance in fp32 (Rajbhandari et al. 2020)",
-            _mib(of_adam),
-        ),
+        ("DDP's buckets, unless gradients are views of them", _mib(one)),
+        ("together", f"{_mib(3 * one)} as here, with views; else {_mib(4 * one)}"),
+        ("activations", "not counted: they grow with the batch"),
+        ("Adam in mixed precision: 16 bytes per parameter", _mib(of_adam)),
         ("the same, sharded over N processes (ZeRO, FSDP)", f"{_mib(of_adam)} / N"),
     ]
 
@@ -128,7 +125,7 @@ def claims_table(breakdown: StepBreakdown, sweep: BatchSweep, benchmark: Benchma
             "optimizer.step() synchronises the gradients, and DDP sends the parameters around at every step",
             "DDP averages gradients in backward; it broadcasts parameters once, when it is constructed. Buffers "
             "(BatchNorm's running statistics) it does send at every forward pass, unless told otherwise",
-            "notebook 03, section 3.3: weights equal after DDP(model), gradients equal after backward",
+            "notebook 03, section 3.4: weights equal after DDP(model), gradients equal after backward",
         ),
         (
             "with more processes, each has less to send",
@@ -156,6 +153,6 @@ def claims_table(breakdown: StepBreakdown, sweep: BatchSweep, benchmark: Benchma
             "only as far as the global batch grows: the same batch, split among processes, keeps its learning rate. "
             "For SGD the rate grows in proportion to the batch, after a warm-up (Goyal et al. 2017); for Adam the "
             "theory gives the square root (Malladi et al. 2022)",
-            "notebook 03, section 3.5: one step of 2 processes with half the batch each is the step of 1 process",
+            "notebook 03, section 3.8: one step of 2 processes with half the batch each is the step of 1 process",
         ),
     ]

@@ -134,7 +134,8 @@ def _sum(record: StepBreakdown, cost: Interval, alone: float | None) -> list[str
         conclusion = "So the sum of the all-reduces is not the overhead: a step gets longer by more than that."
     else:
         conclusion = "Here the sum lies inside the interval of the cost. It need not: it also counts what is hidden."
-    return [f"{sentence}.", conclusion]
+    clocks = "Several can be under way at once, and each clock also counts waiting for the other ranks."
+    return [f"{sentence}.", clocks, conclusion]
 
 
 def _other_way(first: str, cost: Interval, label: str, record: StepBreakdown) -> str:
@@ -217,8 +218,9 @@ def _rounds(record: BenchmarkRecord) -> str:
 
 def _hook(record: BenchmarkRecord, other: BenchmarkRecord) -> list[str]:
     """How gradients were sent, where that differs between two benchmarks."""
-    hooks = [each.config.comm_hook.replace("-", " ") for each in (record, other)]
-    return [] if hooks[0] == hooks[1] else [f"Gradients were averaged by {hooks[0]} here, by {hooks[1]} above."]
+    names = {"allreduce": "the ordinary all-reduce", "shared-memory": "shared memory"}
+    here, above = (names.get(hook, hook) for hook in (record.config.comm_hook, other.config.comm_hook))
+    return [] if here == above else [f"Gradients were averaged through {here} here, through {above} above."]
 
 
 def _runs(record: BenchmarkRecord) -> list[str]:
@@ -279,7 +281,8 @@ def _by_image(baseline: RunRecord, distributed: RunRecord) -> list[str]:
     found = f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
     return [
         f"Both were tested on the same {len(answers[0]):,} images; on {differing:,} of them only one is right.",
-        f"So the interval is a paired one (Agresti & Min 2005); McNemar's exact test of equal accuracy gives {found}.",
+        f"So the interval is a paired one (Agresti & Min 2005); McNemar's exact test of equal accuracy gives {found}: "
+        f"how often two equally good models would differ at least as much.",
     ]
 
 

@@ -210,7 +210,7 @@ def test_weak_scaling_has_its_gain_and_what_it_does_not_show():
     hook = replace(make_benchmark().config, comm_hook="shared-memory")
     weak = with_rates(make_benchmark(), 1.25, 6, scaling="weak", config=hook)
     text = read_speedups(make_benchmark(), weak).split("\n\n")[-1]
-    assert "Gradients were averaged by shared memory here, by allreduce above." in text
+    assert "Gradients were averaged through shared memory here, through the ordinary all-reduce above." in text
     gain = re.search(r"That is a gain of (\d+) % \((\d+) to (\d+) %\) over 1 process, 2 threads.", text)
     assert [int(number) for number in gain.groups()] == [13, 12, 13]
     assert "The global batch is 2 times that of a baseline, so these are throughputs" in text
