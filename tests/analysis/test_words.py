@@ -58,6 +58,7 @@ def test_the_cost_of_averaging_is_read_aloud():
         "Backward itself takes 51 ms longer: the same cores that compute also send and add.\n\n"
         "The all-reduces of a step sum to 140 ms; alone they would take about 85 ms, during backward they compete for "
         "the cores.\n"
+        "Several can be under way at once, and each clock also counts waiting for the other ranks.\n"
         "So the sum of the all-reduces is not the overhead: a part of it runs while backward computes.\n\n"
         "With shared memory the same averaging costs 18 ms (95 % interval of the difference 18 to 18 ms, median of 6 "
         "pairs): 70 % of the cost was the way the bytes travel, not the averaging."
