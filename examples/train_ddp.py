@@ -10,8 +10,12 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 EPOCHS, BATCH_SIZE = 2, 64  # the global batch: all ranks together
 
+local_rank = int(os.environ["LOCAL_RANK"])  # the number of the process on this machine
+if torch.cuda.is_available():
+    torch.cuda.set_device(local_rank)  # one GPU for each process
 dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-rank, local_rank, world_size = dist.get_rank(), int(os.environ["LOCAL_RANK"]), dist.get_world_size()
+rank, world_size = dist.get_rank(), dist.get_world_size()
+assert BATCH_SIZE % world_size == 0
 torch.manual_seed(0)
 data = TensorDataset(torch.randn(512, 20), torch.randint(5, (512,)))
 model = torch.nn.Sequential(torch.nn.Linear(20, 32), torch.nn.ReLU(), torch.nn.Linear(32, 5))
@@ -29,7 +33,7 @@ for epoch in range(EPOCHS):
         loss.backward()
         optimizer.step()
     if rank == 0:
-        print(f"epoch {epoch + 1}: loss of the last batch {loss.item():.4f}")
+        print(f"epoch {epoch + 1}: loss of rank 0's part of the last batch {loss.item():.4f}")
 
 if rank == 0:
     torch.save(model.module.state_dict(), "checkpoints/example.pt")

@@ -17,7 +17,6 @@ from ddp_workbook.analysis.plots_style import (
     MARKERS,
     RANKS,
     WIDTH,
-    digits,
     error_bars,
     new_figure,
     percent,
@@ -113,14 +112,12 @@ def training_plots(run: RunRecord, history: HistoryRecord) -> Figure:
     finding = f"{run.recipe}: test accuracy {percent(run.test_accuracy)} after {len(history.epochs)} epochs"
     if all(communication):
         waited = [each.waited_seconds for each in communication]
-        label = "waited after the last bucket"
+        label = "waited after the last bucket (a part of the cost)"
         axes[2].plot(
             _values(history.epochs, "epoch"), waited, ":", color=INK, marker="v", markerfacecolor="white", label=label
         )
-        wait, whole = np.median(waited), np.median(_values(history.epochs, "train_seconds"))
-        finding += f"; backward waited {wait:{digits(wait)}} of {whole:{digits(whole)}}\u00a0s per epoch"
     _label_epochs(axes)
-    figure.legend(*axes[2].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*axes[2].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     set_finding(figure, finding)
     return figure
 

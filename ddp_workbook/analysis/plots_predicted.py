@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from ddp_workbook.analysis import costmodel
 from ddp_workbook.analysis.costmodel import (
     FEWEST_IMAGES,
+    SETTLED_WIDTH,
     Link,
     ModelCosts,
     exposed,
@@ -115,7 +116,7 @@ def _pay_legend(figure: Figure, shared: bool, weak: bool) -> None:
     if shared:
         handles.append(Line2D([], [], color=INK, alpha=0.4, linewidth=3, label="model, through shared memory"))
     if weak:
-        handles.append(Line2D([], [], marker="D", label="measured, a whole batch each", **style))
+        handles.append(Line2D([], [], marker="D", label="measured, a whole batch each (baseline: one batch)", **style))
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
 
 
@@ -130,7 +131,7 @@ def _pay_finding(processes: int, model: str, curves: dict[str, tuple[np.ndarray,
     if "shared memory" in gains:
         shared = gains["shared memory"]
         finding += f"; through shared memory {f'from {shared}' if shared else 'none'}"
-    return finding
+    return f"{finding} (dashed: not measured)"
 
 
 def _first_gain(grid: np.ndarray, values: np.ndarray) -> str | None:
@@ -174,7 +175,8 @@ def predicted_here(sweep: BatchSweep, model: str, batch: int, measured: Sequence
 
 def _verdict(predicted: float, measured: Interval) -> str:
     if measured.low <= predicted <= measured.high:
-        return "within the measured interval"
+        wide = measured.high - measured.low > SETTLED_WIDTH * measured.value
+        return f"within the measured interval{', which is too wide to test it,' if wide else ''}"
     size = percent(abs(predicted / measured.value - 1), ".0f")
     return f"too {'low' if predicted < measured.value else 'high'} by {size}"
 

@@ -64,7 +64,7 @@ def read_breakdowns(breakdowns: dict[str, StepBreakdown], alone: float | None = 
 def _spread(record: StepBreakdown, cost: Interval) -> str:
     pairs = len(record.synced[0])
     name = "95 % interval" if pairs >= SAMPLES_NEEDED else "range"
-    return f"{name} of the difference {_from_to(cost)}, median of {pairs} pairs"
+    return f"{name} of the difference {_from_to(cost)}, median of {pairs} pairs of one launch"
 
 
 def _cost(record: StepBreakdown, cost: Interval) -> str:
@@ -147,7 +147,7 @@ def _other_way(first: str, cost: Interval, label: str, record: StepBreakdown) ->
     sentence = f"With {label} {costs} ({_spread(record, other)})"
     if other.high < cost.low:
         share = 1 - max(other.value, 0.0) / cost.value
-        return f"{sentence}: {100 * share:.0f} % of the cost was the way the bytes travel, not the averaging."
+        return f"{sentence}: about {100 * share:.0f} % of the cost was the way the bytes travel, not the averaging."
     if other.low > cost.high:
         return f"{sentence}: more than with {first}."
     return f"{sentence}: the intervals overlap, so these steps do not show that one way is cheaper than the other."
@@ -174,13 +174,15 @@ def read_model(checks: Sequence[Check]) -> str:
 
 def _share(model: str, checks: Sequence[Check]) -> str:
     """What the exposed share of a network means."""
-    share = float(np.mean([check.exposed_share for check in checks if check.model == model]))
-    sentence = f"Its steps get longer by {100 * share:.0f} % of what their all-reduces take alone"
-    if share < 0.9:
-        return f"{sentence}: the rest is hidden behind computing."
-    if share <= 1.1:
-        return f"{sentence}: nearly the plain sum."
-    return f"{sentence}: averaging also slows down what computes at the same time."
+    points = sorted((check for check in checks if check.model == model), key=lambda check: check.images)
+    shares = ", ".join(f"{100 * check.added.value / check.all_reduce:.0f} %" for check in points)
+    images = ", ".join(str(check.images) for check in points)
+    sentence = f"Its steps get longer by {shares} of what their all-reduces take alone, at {images} images each."
+    if all(check.added.high < check.all_reduce for check in points):
+        return f"{sentence} The rest is hidden behind computing."
+    if all(check.added.low > check.all_reduce for check in points):
+        return f"{sentence} Averaging also slows down what computes at the same time."
+    return f"{sentence} The model takes one share for all; do not use it outside these batch sizes."
 
 
 # Is it faster?
@@ -282,7 +284,7 @@ def _by_image(baseline: RunRecord, distributed: RunRecord) -> list[str]:
     return [
         f"Both were tested on the same {len(answers[0]):,} images; on {differing:,} of them only one is right.",
         f"So the interval is a paired one (Agresti & Min 2005); McNemar's exact test of equal accuracy gives {found}: "
-        f"how often two equally good models would differ at least as much.",
+        f"with equally good models, these images would split at least this unevenly with that probability.",
     ]
 
 

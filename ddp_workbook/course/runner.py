@@ -81,6 +81,14 @@ def _tags(cell: NotebookNode) -> list[str]:
     return cell.metadata.get("tags", [])
 
 
+def read_notebook(path: Path) -> NotebookNode:
+    """Raises InputError when it cannot be read."""
+    try:
+        return nbformat.read(path, as_version=4)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path} ({error}); run this from the workbook's folder") from error
+
+
 def parameters_of(notebook: NotebookNode) -> dict[str, object]:
     """Names and defaults in the cell that is tagged `parameters`; {} without one."""
     for cell in notebook.cells:
@@ -109,10 +117,7 @@ def run_notebook(source: Path, target: Path, parameters: dict[str, object], star
 
     Raises NotebookError with the failing cell's own error.
     """
-    try:
-        notebook = nbformat.read(source, as_version=4)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {source} ({error}); run this from the workbook's folder") from error
+    notebook = read_notebook(source)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
@@ -155,7 +160,16 @@ def stale_reason(path: Path) -> str | None:
 
 
 def run_course(folder: Path, output_dir: Path, parameters: dict[str, object]) -> None:
-    """Execute the notebooks in order; the parameters go to notebook 01, whose choice the others read."""
+    """Execute the notebooks in order; a parameter goes to every notebook that has it.
+
+    Raises InputError for a parameter that none of them has.
+    """
     started = time.monotonic()
+    known = {name: parameters_of(read_notebook(folder / name)) for name in COURSE}
+    for parameter in parameters:
+        if not any(parameter in names for names in known.values()):
+            every = sorted({name for names in known.values() for name in names})
+            raise InputError(f"unknown notebook parameter {parameter}; choose one of: {', '.join(every)}")
     for name in COURSE:
-        run_notebook(folder / name, output_dir / name, parameters if name == COURSE[0] else {}, started)
+        own = {parameter: value for parameter, value in parameters.items() if parameter in known[name]}
+        run_notebook(folder / name, output_dir / name, own, started)

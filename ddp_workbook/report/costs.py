@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from ddp_workbook.analysis.costmodel import Check, check_steps, fit_link
-from ddp_workbook.analysis.speedup import SpeedupRow, speedup, speedup_table, upper_bound_shares, verdict
+from ddp_workbook.analysis.speedup import (
+    SpeedupRow,
+    over_all_cores,
+    speedup,
+    speedup_table,
+    upper_bound_shares,
+    verdict,
+)
 from ddp_workbook.analysis.statistics import spread_words
 from ddp_workbook.analysis.tables import claims_table
 from ddp_workbook.analysis.words import read_breakdowns, read_model
@@ -59,7 +66,20 @@ def _weak(record: BenchmarkRecord) -> dict:
         "batch_each": run.batch_size,
         "global_batch": run.global_batch,
         "against": _against(record, "times as many images/s as"),
+        "conclusion": _gain(record),
     }
+
+
+def _gain(record: BenchmarkRecord) -> str:
+    """What weak scaling shows against one process on all cores; it differs in two things from strong scaling."""
+    ratio = over_all_cores(record)[0][1]
+    if ratio.low > 1:
+        shown = "With both changes, DDP computes more images per second than one process on all cores."
+    elif ratio.high < 1:
+        shown = "Even so, one process on all cores computes more images per second."
+    else:
+        shown = "A gain over one process on all cores is not shown."
+    return f"{shown} These data do not say how much of it each of the two changes brings."
 
 
 def _against(record: BenchmarkRecord, words: str) -> list[str]:

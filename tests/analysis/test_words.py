@@ -53,7 +53,7 @@ def test_the_cost_of_averaging_is_read_aloud():
     text = read_breakdowns({"Gloo": breakdown(), "shared memory": breakdown(0.003, 0.015)}, alone=0.085)
     assert text == (
         "Averaging makes a step 60 ms longer (194 ms without, 254 ms with; 95 % interval of the difference 60 to 60 "
-        "ms, median of 6 pairs).\n"
+        "ms, median of 6 pairs of one launch).\n"
         "Only 9.0 ms of that is waiting after the last gradient.\n"
         "Backward itself takes 51 ms longer: the same cores that compute also send and add.\n\n"
         "The all-reduces of a step sum to 140 ms; alone they would take about 85 ms, during backward they compete for "
@@ -61,7 +61,7 @@ def test_the_cost_of_averaging_is_read_aloud():
         "Several can be under way at once, and each clock also counts waiting for the other ranks.\n"
         "So the sum of the all-reduces is not the overhead: a part of it runs while backward computes.\n\n"
         "With shared memory the same averaging costs 18 ms (95 % interval of the difference 18 to 18 ms, median of 6 "
-        "pairs): 70 % of the cost was the way the bytes travel, not the averaging."
+        "pairs of one launch): about 70 % of the cost was the way the bytes travel, not the averaging."
     )
 
 
@@ -152,11 +152,11 @@ def sweep_with(added):
 @pytest.mark.parametrize(
     ("added", "meaning", "use"),
     [
-        ([0.6] * 3, "60 % of what their all-reduces take alone: the rest is hidden", "and plan with a margin"),
-        ([1.0] * 3, "100 % of what their all-reduces take alone: nearly the plain sum", "and plan with a margin"),
-        ([1.3] * 3, "130 % of what their all-reduces take alone: averaging also slows down", "and plan with a margin"),
-        ([0.6, 0.75, 0.7], "the rest is hidden", "can rank choices; it is too rough to plan a budget"),
-        ([0.1, 1.0, 2.5], "averaging also slows down", "is of no use here, measure instead"),
+        ([0.6] * 3, "32, 128 images each. The rest is hidden behind computing.", "and plan with a margin"),
+        ([1.0] * 3, "100 %, 100 %, 100 % of what", "and plan with a margin"),
+        ([1.3] * 3, "32, 128 images each. Averaging also slows down", "and plan with a margin"),
+        ([0.6, 0.75, 0.7], "60 %, 75 %, 70 % of what", "can rank choices; it is too rough to plan a budget"),
+        ([0.1, 1.0, 2.5], "The model takes one share for all", "is of no use here, measure instead"),
     ],
 )  # fmt: skip
 def test_the_models_verdict_depends_on_its_errors(added, meaning, use):

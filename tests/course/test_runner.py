@@ -29,14 +29,17 @@ WRITTEN = [
 ]  # fmt: skip
 
 
+FEW = {"PAIRS": 4, "ROUNDS": 2, "BATCHES": (8, 16), "BATCH_ROUNDS": 2}  # measurements need not be precise
+
+
 @pytest.fixture(scope="module")
 def course(tmp_path_factory):
-    """All four notebooks on the embedded recipe, one epoch, in a copy of the files that a reader has."""
+    """All four notebooks on the embedded recipe, one epoch, few measurements, in a copy of the files that a reader has."""
     folder = tmp_path_factory.mktemp("course")
     for name in (*COURSE, "distributed_train.py", "report.toml"):
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "examples", folder / "examples")
-    run_course(folder, folder / "out", {"RECIPE": "resnet50-digits", "EPOCHS": 1})
+    run_course(folder, folder / "out", {"RECIPE": "resnet50-digits", "EPOCHS": 1} | FEW)
     return folder
 
 

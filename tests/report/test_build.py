@@ -95,7 +95,7 @@ def test_report_says_what_the_records_say(finished):
     ):  # fmt: skip
         assert heading in text, heading
     assert "classified 1 of 200 images" in text
-    assert "20 \N{MICRO SIGN}s and a bandwidth" in text
+    assert "20 \N{MICRO SIGN}s and a rate" in text
     assert "1.00 GB/s" in text
 
 
