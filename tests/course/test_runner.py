@@ -29,7 +29,7 @@ WRITTEN = [
 ]  # fmt: skip
 
 
-FEW = {"PAIRS": 4, "ROUNDS": 2, "BATCHES": (8, 16), "BATCH_ROUNDS": 2}  # measurements need not be precise
+FEW = {"PAIRS": 4, "ROUNDS": 2, "BATCHES": (8, 16), "BATCH_ROUNDS": 2}
 
 
 @pytest.fixture(scope="module")
