@@ -34,7 +34,7 @@ FEW = {"PAIRS": 4, "ROUNDS": 2, "BATCHES": (8, 16), "BATCH_ROUNDS": 2}
 
 @pytest.fixture(scope="module")
 def course(tmp_path_factory):
-    """All four notebooks on the embedded recipe, one epoch, few measurements, in a copy of the files that a reader has."""
+    """All four notebooks on the embedded recipe, one epoch, few measurements, in a copy of a reader's files."""
     folder = tmp_path_factory.mktemp("course")
     for name in (*COURSE, "distributed_train.py", "report.toml"):
         shutil.copy(ROOT / name, folder / name)
