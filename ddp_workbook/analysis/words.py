@@ -42,9 +42,6 @@ def _from_to(interval: Interval) -> str:
     return f"{1000 * interval.low:.{digits}f} to {1000 * interval.high:.{digits}f} ms"
 
 
-# What does averaging cost?
-
-
 def read_breakdowns(breakdowns: dict[str, StepBreakdown], alone: float | None = None) -> str:
     """What gradient synchronization costs a step, and where; then the same for each further way to send.
 
@@ -153,9 +150,6 @@ def _other_way(first: str, cost: Interval, label: str, record: StepBreakdown) ->
     return f"{sentence}: the intervals overlap, so these steps do not show that one way is cheaper than the other."
 
 
-# Does the cost model hold?
-
-
 def read_model(checks: Sequence[Check]) -> str:
     """The verdict on the cost model, network by network, and what it may be used for."""
     verdicts = judge(checks)
@@ -183,9 +177,6 @@ def _share(model: str, checks: Sequence[Check]) -> str:
     if all(check.added.low > check.all_reduce for check in points):
         return f"{sentence} Averaging also slows down what computes at the same time."
     return f"{sentence} The model takes one share for all; do not use it outside these batch sizes."
-
-
-# Is it faster?
 
 
 def read_speedups(strong: BenchmarkRecord, weak: BenchmarkRecord | None) -> str:
@@ -239,9 +230,6 @@ def _runs(record: BenchmarkRecord) -> list[str]:
         share = shares[run.name].text(".2f")
         sentences.append(f"It reaches {share} of the rate of the same processes without communication.")
     return sentences
-
-
-# Is it as accurate?
 
 
 def read_accuracy(baseline: RunRecord, distributed: RunRecord) -> str:

@@ -209,6 +209,7 @@ REFERENCES = sorted(p for p in (ROOT / "results" / "reference").glob("**/*.json"
 SCHEMAS = {
     "baseline_metrics": RunRecord, "distributed_metrics": RunRecord, "baseline_history": HistoryRecord,
     "distributed_history": HistoryRecord, "benchmark": BenchmarkRecord, "step_breakdown": StepBreakdown,
+    "benchmark_weak": BenchmarkRecord, "step_breakdown_shared_memory": StepBreakdown,
     "anatomy": StepBreakdown, "batch_sweep": BatchSweep, "survey": BatchSweep, "notebook_times": NotebookTimes,
     "test_summary": CourseSummary, "performance_metrics": PerformanceMetrics, "serial_results": BenchmarkRecord,
     "parallel_2p_results": BenchmarkRecord, "parallel_4p_results": BenchmarkRecord,
