@@ -66,6 +66,7 @@ def _weak(record: BenchmarkRecord) -> dict:
         "batch_each": run.batch_size,
         "global_batch": run.global_batch,
         "against": _against(record, "times as many images/s as"),
+        "same_hook": record.config.comm_hook == "allreduce",
         "conclusion": _gain(record),
     }
 

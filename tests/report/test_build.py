@@ -15,7 +15,7 @@ from ddp_workbook.errors import InputError
 from ddp_workbook.recipes import RECIPES
 from ddp_workbook.records.files import load_record, save_record
 from ddp_workbook.records.run import HistoryRecord, RunRecord, record_paths
-from ddp_workbook.records.timing import Interval
+from ddp_workbook.records.timing import BenchmarkRecord, Interval
 from ddp_workbook.report import build
 from ddp_workbook.report.build import HERE, build_report
 from ddp_workbook.report.runs import agreement
@@ -164,6 +164,17 @@ def test_shared_memory_and_weak_scaling(with_shared_memory):
     assert "it computes 1.80 [1.80, 1.80] times as many images/s as 1 process with 1 thread" in text
     assert "the global batch grows to 128 images" in text
     assert "left out" not in text
+
+
+def test_weak_scaling_with_the_ordinary_hook_changes_one_thing(with_shared_memory):
+    path = with_shared_memory / "benchmark_weak.json"
+    both = text_of(build_report(with_shared_memory, ROOT / "report.toml"))
+    assert "Two things change" in both and "each of the two changes brings" in both
+    record = load_record(BenchmarkRecord, path)
+    save_record(record.model_copy(update={"config": replace(record.config, comm_hook="allreduce")}), path)
+    one = text_of(build_report(with_shared_memory, ROOT / "report.toml"))
+    assert "One thing changes" in one
+    assert "two changes" not in one
 
 
 def test_records_that_are_absent_are_named(finished):
