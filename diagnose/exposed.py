@@ -5,7 +5,6 @@
     report.save_trace("step.json")                         # open it in ui.perfetto.dev or chrome://tracing
 
 `torchrun --nproc-per-node=2 exposed.py` measures a small model, then plants a delay of known size and finds it again.
-It was run on CPUs with Gloo. What is marked CUDA was written for NCCL and was not run on a GPU.
 """
 
 from __future__ import annotations
@@ -269,9 +268,10 @@ def _ms(*seconds: float) -> str:
 
 def _demo() -> None:
     """A small model, first as it is, then with 50 ms of delay after the all-reduce of its last bucket."""
-    on_cuda = torch.cuda.is_available()  # CUDA
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_cuda else torch.device("cpu")
-    dist.init_process_group("nccl" if on_cuda else "gloo", device_id=device if on_cuda else None)
+    gpus, local_rank = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
+    device = torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")  # CUDA
+    on_nccl = gpus >= int(os.environ["LOCAL_WORLD_SIZE"])  # not run so far; ranks that share a GPU can only use Gloo
+    dist.init_process_group("nccl" if on_nccl else "gloo", device_id=device if on_nccl else None)
 
     def slow_hook(delay, bucket):  # without annotations: DDP wants classes there, and in this file they are strings
         work = dist.all_reduce(bucket.buffer() / dist.get_world_size(), async_op=True)

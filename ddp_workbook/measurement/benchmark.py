@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
@@ -174,51 +174,91 @@ def measure(
     earlier: BenchmarkRecord | None = None,
     on_part: Callable[[str, float], None] = lambda *_: None,
     on_round: Callable[[BenchmarkRecord], None] = lambda _: None,
-    pools: Pools | None = None,
 ) -> BenchmarkRecord:
     """Train every configuration `rounds` times from new weights, all in turns: `steps` steps, or None: config.epochs.
 
     Whole trainings take turns epoch by epoch and end with a test. `on_part(name, images per second)` is called after
-    every part, `on_round(record)` after each round; `earlier` is such a record to continue. `pools`: worker_pools() for
-    these process counts, to use for several benchmarks; None: new ones.
+    every part, `on_round(record)` after each round; `earlier` is such a record to continue.
+    """
+    begun = earlier or empty_record(config, process_counts, steps, scaling)
+    return measure_together([begun], rounds, on_part, lambda records: on_round(records[0]))[0]
+
+
+def measure_together(
+    records: Sequence[BenchmarkRecord],
+    rounds: int,
+    on_part: Callable[[str, float], None] = lambda *_: None,
+    on_round: Callable[[list[BenchmarkRecord]], None] = lambda _: None,
+) -> list[BenchmarkRecord]:
+    """Continue several benchmarks of one network to `rounds` rounds, all their configurations in turns, as measure().
+
+    Where they share a configuration, such as a serial baseline, it trains once in a round and counts in each.
     """
     require_rounds(rounds)
-    record = earlier or empty_record(config, process_counts, steps, scaling)
-    with nullcontext(pools) if pools else worker_pools(config, record.configurations) as pools:
-        for each in record.configurations:
+    records = list(records)
+    with worker_pools(records[0].config, [each for record in records for each in record.configurations]) as pools:
+        for record, each in _distinct(records).values():
             _train(pools, record, each, WARM_UP_STEPS, None)
-        for number in range(record.rounds, rounds):
-            record = _add_round(record, pools, number, on_part)
-            on_round(record)
-    return record
+        for number in range(records[0].rounds, rounds):
+            records = _add_round(records, pools, number, on_part)
+            on_round(records)
+    return records
+
+
+def _key(record: BenchmarkRecord, each: Configuration) -> tuple:
+    """What decides how long a configuration's steps take; a hook does so only where gradients are averaged."""
+    hook = record.config.comm_hook if each.role == "distributed" else None
+    return each.role, each.processes, each.threads, each.batch_size, hook
+
+
+def _distinct(records: Sequence[BenchmarkRecord]) -> dict[tuple, tuple[BenchmarkRecord, Configuration]]:
+    distinct: dict[tuple, tuple[BenchmarkRecord, Configuration]] = {}
+    for record in records:
+        for each in record.configurations:
+            distinct.setdefault(_key(record, each), (record, each))
+    return distinct
 
 
 def _add_round(
-    record: BenchmarkRecord, pools: Pools, number: int, on_part: Callable[[str, float], None]
-) -> BenchmarkRecord:
-    """The record with one more round of every configuration."""
-    configurations = record.configurations
-    seconds: list[float] = [0.0] * len(configurations)
-    losses: list[list[float]] = [[] for _ in configurations]
-    first = number % len(configurations)  # no configuration always goes first
-    for part in range(record.config.epochs if record.steps is None else 1):
-        for i in [*range(first, len(configurations)), *range(first)]:
+    records: Sequence[BenchmarkRecord], pools: Pools, number: int, on_part: Callable[[str, float], None]
+) -> list[BenchmarkRecord]:
+    """The records with one more round of every configuration."""
+    turns = list(_distinct(records).items())
+    first = number % len(turns)  # no configuration always goes first
+    turns = turns[first:] + turns[:first]
+    seconds: dict[tuple, float] = dict.fromkeys(dict(turns), 0.0)
+    losses: dict[tuple, list[float]] = {key: [] for key, _ in turns}
+    whole = records[0].steps is None
+    for part in range(records[0].config.epochs if whole else 1):
+        for key, (record, each) in turns:
             seed = record.config.seed + number if part == 0 else None
-            took, new = _train(pools, record, configurations[i], record.steps, seed)
-            seconds[i] += took
-            losses[i] += new
-            on_part(configurations[i].name, len(new) * configurations[i].global_batch / took)
-    longer = []
-    for each, took, loss in zip(configurations, seconds, losses, strict=True):
-        tested = record.steps is None and each.role != "no-communication"
-        update = {
-            "images_per_round": len(loss) * each.global_batch,
-            "images_per_second": [*each.images_per_second, len(loss) * each.global_batch / took],
-            "losses": [*each.losses, thin(loss)],
-            "accuracies": [*each.accuracies, *(_call(pools, record, each, measure_accuracy)[:1] if tested else [])],
-        }
-        longer.append(each.model_copy(update=update))
-    return record.model_copy(update={"configurations": longer})
+            took, new = _train(pools, record, each, record.steps, seed)
+            seconds[key] += took
+            losses[key] += new
+            on_part(each.name, len(new) * each.global_batch / took)
+    longer = {}
+    for key, (record, each) in turns:
+        images = len(losses[key]) * each.global_batch
+        tested = whole and each.role != "no-communication"
+        accuracies = _call(pools, record, each, measure_accuracy)[:1] if tested else []
+        longer[key] = (images, images / seconds[key], thin(losses[key]), accuracies)
+    return [
+        record.model_copy(
+            update={"configurations": [_longer(each, *longer[_key(record, each)]) for each in record.configurations]}
+        )
+        for record in records
+    ]
+
+
+def _longer(each: Configuration, images: int, rate: float, losses: list[float], accuracies: list) -> Configuration:
+    """The configuration with one more round."""
+    update = {
+        "images_per_round": images,
+        "images_per_second": [*each.images_per_second, rate],
+        "losses": [*each.losses, losses],
+        "accuracies": [*each.accuracies, *accuracies],
+    }
+    return each.model_copy(update=update)
 
 
 def empty_record(

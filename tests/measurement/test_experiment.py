@@ -17,6 +17,7 @@ from ddp_workbook import cli
 from ddp_workbook.course.notebook import latest_experiment
 from ddp_workbook.devices import physical_cores
 from ddp_workbook.errors import InputError
+from ddp_workbook.measurement.benchmark import empty_record, measure_together
 from ddp_workbook.measurement.experiment import describe, load_experiment, metrics, run_experiment, save_experiment
 from ddp_workbook.recipes import RECIPES
 from ddp_workbook.records.files import load_record
@@ -59,6 +60,19 @@ def test_under_strong_scaling_the_losses_are_those_of_the_serial_run(experiment)
         assert run.losses[number] == pytest.approx(serial.losses[number], rel=1e-4)
     assert serial.losses[0] != pytest.approx(serial.losses[1], rel=1e-6)  # each round starts from its own weights
     assert record.by_role("no-communication")[0].losses[0][2] != pytest.approx(serial.losses[0][2], rel=1e-6)
+
+
+def test_benchmarks_that_are_measured_together_share_their_baselines():
+    begun = [empty_record(CONFIG, [2], 2, scaling) for scaling in ("strong", "weak")]
+    trained, rounds = [], []
+    strong, weak = measure_together(begun, 2, lambda name, _: trained.append(name), rounds.append)
+    assert strong.by_role("serial") == weak.by_role("serial")
+    assert len(trained) == 2 * (len(strong.by_role("serial")) + 4)  # two rounds; both with and without communication
+    assert [[record.rounds for record in records] for records in rounds] == [[1, 1], [2, 2]]
+    assert weak.by_role("distributed")[0].images_per_round == 2 * strong.by_role("distributed")[0].images_per_round
+    losses = [record.by_role("distributed")[0].losses for record in (strong, weak)]
+    assert losses[0][0] == pytest.approx(strong.by_role("serial")[0].losses[0], rel=1e-4)
+    assert losses[1][0] != pytest.approx(losses[0][0], rel=1e-6)  # of other, larger batches
 
 
 @pytest.mark.parametrize("name", FILES)
