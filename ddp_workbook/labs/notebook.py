@@ -1,0 +1,52 @@
+"""The labs inside a notebook: the %%lab magic, and hint(), solution() and status()."""
+
+from __future__ import annotations
+
+from IPython.core.interactiveshell import InteractiveShell
+
+from ddp_workbook.errors import InputError
+from ddp_workbook.labs import progress, tasks
+from ddp_workbook.labs.desk import Desk, workbook_folder
+from ddp_workbook.labs.verdict import CannotJudge
+
+
+def load_ipython_extension(shell: InteractiveShell) -> None:
+    """%load_ext ddp_workbook.labs.notebook"""
+    shell.register_magic_function(_lab, magic_kind="cell", magic_name="lab")
+    shell.push({"hint": hint, "solution": solution, "status": status})
+
+
+def _lab(line: str, cell: str) -> None:
+    """%%lab NAME: save the cell as the answer of this lab, and judge it."""
+    try:
+        lab = tasks.find(line.strip())
+        verdict = _desk().attempt(lab, cell)
+        print(f"{lab.name}: {verdict.message}")
+    except (InputError, CannotJudge) as error:
+        print(f"not judged: {error}")
+
+
+def hint(name: str) -> None:
+    """Print the next hint of a lab."""
+    _say(lambda: progress.next_hint(_desk().record, tasks.find(name)))
+
+
+def solution(name: str, give_up: bool = False) -> None:
+    """Print the reference solution of a lab that is solved, or given up."""
+    _say(lambda: _desk().solution(tasks.find(name), give_up))
+
+
+def status() -> None:
+    """Print the board."""
+    _say(lambda: progress.board(progress.load(_desk().record)))
+
+
+def _desk() -> Desk:
+    return Desk(workbook_folder())
+
+
+def _say(text) -> None:
+    try:
+        print(text())
+    except InputError as error:
+        print(error)

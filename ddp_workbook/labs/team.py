@@ -1,0 +1,187 @@
+"""A program of a judge on real ranks: fresh processes, a ledger on each, and a report when they hang."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+
+import torch
+import torch.distributed as dist
+
+from ddp_workbook.distributed.process_group import bind_to_loopback
+from ddp_workbook.distributed.processes import started
+from ddp_workbook.distributed.rendezvous import ADDRESS, serve_store
+from ddp_workbook.errors import InputError
+from ddp_workbook.labs import ledger
+from ddp_workbook.labs.answer import Answer
+from ddp_workbook.labs.verdict import CannotJudge, Wrong
+
+SECONDS = 8  # without an end: the ranks hang
+MOST_MEMORY = 3 * 2**30  # bytes that a rank may allocate
+MOST_OUTPUT = 4_000  # characters that an answer may print
+
+
+@dataclass
+class Rank:
+    """What a judge's program gets on each rank."""
+
+    rank: int
+    size: int
+    seed: int
+    """New at each try, the same on all ranks."""
+    names: dict[str, object]
+    """What the answer defines."""
+    ledger: ledger.Ledger
+
+    def gather(self, value: object) -> list:
+        """The values of all ranks, on every rank. Not in the ledger."""
+        values: list = [None] * self.size
+        before, self.ledger.recording = self.ledger.recording, False
+        dist.all_gather_object(values, value)
+        self.ledger.recording = before
+        return values
+
+    def hashes(self, tensors: Sequence[torch.Tensor]) -> list[str]:
+        """On every rank: SHA-256 of these tensors on each rank, so that bits can be compared."""
+        digest = hashlib.sha256()
+        for tensor in tensors:
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return self.gather(digest.hexdigest())
+
+
+Program = Callable[[Rank], object]
+
+
+def run(program: Program, answer: Answer, ranks: int, seconds: float = SECONDS) -> list[object]:
+    """program(rank) on `ranks` ranks, or without any group when it is 1; returns their results.
+
+    Raises Wrong with what the program found, with the answer's own error, or with where the ranks hang; CannotJudge
+    when the ranks could not be started.
+    """
+    seed = random.SystemRandom().randrange(2**31)
+    try:
+        store = serve_store() if ranks > 1 else None
+        arguments = [(program, answer, rank, ranks, seed, store.port if store else 0) for rank in range(ranks)]
+        with started(_rank, arguments, seconds_to_stop=0) as pipes:
+            return _listen(pipes, answer, seconds)
+    except (InputError, OSError) as error:
+        raise CannotJudge(f"the judge cannot start {ranks} rank(s): {error}") from error
+
+
+def _listen(pipes: Sequence[Connection], answer: Answer, seconds: float) -> list[object]:
+    running, results = {pipe: rank for rank, pipe in enumerate(pipes)}, {}
+    deadline = time.monotonic() + seconds
+    while running:
+        ready = wait(list(running), timeout=max(0, deadline - time.monotonic()))
+        if not ready:
+            raise Wrong("hang", _where_all(pipes, set(results)))
+        for pipe in ready:
+            rank = running[pipe]
+            try:
+                kind, content = pipe.recv()
+            except (EOFError, OSError):
+                raise Wrong("died", f"rank {rank} died without an error: killed, out of memory, or os._exit") from None
+            if kind == "wrong":
+                raise Wrong(*content)
+            if kind == "broken":
+                raise CannotJudge(content)
+            if kind == "output":
+                print(content, end="", flush=True)
+            else:
+                results[rank] = content
+                del running[pipe]
+    return [results[rank] for rank in range(len(pipes))]
+
+
+def _where_all(pipes: Sequence[Connection], finished: set[int]) -> str:
+    """Where each rank is: asked of a thread in each of them."""
+    words = []
+    for rank, pipe in enumerate(pipes):
+        pipe.send("where")
+        text = "does not respond"
+        if pipe.poll(1):
+            kind, content = pipe.recv()
+            text = content if kind == "where" else text
+        words.append(f"rank {rank} {text}")
+    return "nothing moves any more: " + "; ".join(words)
+
+
+class _Output:
+    """Replaces stdout: passes on the first MOST_OUTPUT characters."""
+
+    def __init__(self, send: Callable[[tuple], None]) -> None:
+        self.send, self.left = send, MOST_OUTPUT
+
+    def write(self, text: str) -> int:
+        if self.left > 0:
+            self.send(("output", text[: self.left]))
+            if len(text) > self.left:
+                self.send(("output", "\n[the rest of the output is left out]\n"))
+        self.left -= len(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing waits here."""
+
+
+def _rank(program: Program, answer: Answer, rank: int, size: int, seed: int, port: int, pipe: Connection) -> None:
+    """One rank, from start to end. It stays until it is killed, so that the others see no lost connection."""
+    lock = threading.Lock()
+    log = ledger.Ledger(answer.file)
+    state = {"finished": False}
+
+    def send(message: tuple) -> None:
+        with lock:
+            pipe.send(message)
+
+    def answer_questions() -> None:
+        while True:
+            pipe.recv()
+            send(("where", "has finished" if state["finished"] else _where(main, log)))
+
+    main = threading.get_ident()
+    _limit_memory()
+    torch.set_num_threads(1)
+    threading.Thread(target=answer_questions, daemon=True).start()
+    try:
+        if size > 1:
+            bind_to_loopback()
+            ledger.join(log, dist.TCPStore(ADDRESS, port, is_master=False), rank, size, timeout=60)
+    except (RuntimeError, OSError) as error:
+        send(("broken", f"rank {rank} cannot reach the others: {error}"))
+        return
+    sys.stdout = sys.stderr = _Output(send)
+    torch.manual_seed(seed + rank)
+    try:
+        result = program(Rank(rank, size, seed, answer.load(), log))
+        state["finished"] = True
+        send(("done", result))
+    except BaseException as error:
+        wrong = answer.failed(error)
+        send(("wrong", (wrong.diagnosis, wrong.message)))
+    threading.Event().wait()
+
+
+def _where(main: int, log: ledger.Ledger) -> str:
+    """Where the main thread is, by its stack and its ledger."""
+    frame, line = sys._current_frames()[main], None
+    while frame and line is None:
+        line = frame.f_lineno if frame.f_code.co_filename == log.answer else None
+        frame = frame.f_back
+    calls = len(log.entries)
+    last = f"its collective no. {calls}, {ledger.where(log.entries[-1])}" if calls else "no collective yet"
+    return f"is at your line {line}, {'after ' if calls else ''}{last}" if line else f"waits, after {last}"
+
+
+def _limit_memory() -> None:
+    if os.name == "posix":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
