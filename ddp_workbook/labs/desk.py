@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ddp_workbook.errors import InputError
-from ddp_workbook.labs import progress, tasks
+from ddp_workbook.labs import catalogue, progress
 from ddp_workbook.labs.answer import Answer
 from ddp_workbook.labs.lab import Lab, Verdict, judge
 from ddp_workbook.records.files import save_text
@@ -51,11 +51,11 @@ class Desk:
         record = progress.load(self.record)
         earlier, lent = {}, []
         for name in lab.uses:
-            used = tasks.find(name)
+            used = catalogue.find(name)
             if progress.row(used, record).solved and self.path(used).is_file():
                 earlier[f"<answer {name}>"] = self.path(used).read_text(encoding="utf-8")
             else:
-                earlier[f"<solution {name}>"] = tasks.solution(used)
+                earlier[f"<solution {name}>"] = catalogue.solution(used)
                 lent.append(name)
         return Answer(lab.name, source, lab.defines, earlier), lent
 
@@ -64,9 +64,9 @@ class Desk:
         if not give_up and not progress.row(lab, progress.load(self.record)).solved:
             raise InputError(f"{lab.name} is not solved yet; say that you give up to see the solution")
         progress.give_up(self.record, lab)
-        return tasks.solution(lab)
+        return catalogue.solution(lab)
 
     def reset(self, lab: Lab) -> Path:
         """Put the stub back as the answer; what was tried stays in the record."""
-        save_text(tasks.stub(lab), self.path(lab))
+        save_text(catalogue.stub(lab), self.path(lab))
         return self.path(lab)

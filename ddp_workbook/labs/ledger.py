@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from datetime import timedelta
 
 import torch.distributed as dist
 from torch import Tensor
@@ -82,7 +82,7 @@ class LedgerGroup(dist.ProcessGroup):
         super().__init__(rank, size)
         self.gloo, self.ledger = gloo, ledger
 
-    def getBackendName(self) -> str:  # noqa: N802 (torch's name)
+    def getBackendName(self) -> str:
         """As torch asks for it."""
         return BACKEND
 
@@ -113,7 +113,6 @@ for _call, _name in CALLS.items():
 
 def join(ledger: Ledger, store: dist.Store, rank: int, size: int, timeout: float) -> None:
     """Join a group of `size` ranks as torch.distributed's default group, with the ledger in front. Seconds."""
-    from datetime import timedelta
 
     def create(store: dist.Store, rank: int, size: int, timeout: timedelta) -> LedgerGroup:
         return LedgerGroup(dist.ProcessGroupGloo(store, rank, size, timeout), rank, size, ledger)

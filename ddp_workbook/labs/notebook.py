@@ -5,7 +5,7 @@ from __future__ import annotations
 from IPython.core.interactiveshell import InteractiveShell
 
 from ddp_workbook.errors import InputError
-from ddp_workbook.labs import progress, tasks
+from ddp_workbook.labs import catalogue, progress
 from ddp_workbook.labs.desk import Desk, workbook_folder
 from ddp_workbook.labs.verdict import CannotJudge
 
@@ -19,7 +19,7 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
 def _lab(line: str, cell: str) -> None:
     """%%lab NAME: save the cell as the answer of this lab, and judge it."""
     try:
-        lab = tasks.find(line.strip())
+        lab = catalogue.find(line.strip())
         verdict = _desk().attempt(lab, cell)
         print(f"{lab.name}: {verdict.message}")
     except (InputError, CannotJudge) as error:
@@ -28,12 +28,12 @@ def _lab(line: str, cell: str) -> None:
 
 def hint(name: str) -> None:
     """Print the next hint of a lab."""
-    _say(lambda: progress.next_hint(_desk().record, tasks.find(name)))
+    _say(lambda: progress.next_hint(_desk().record, catalogue.find(name)))
 
 
 def solution(name: str, give_up: bool = False) -> None:
     """Print the reference solution of a lab that is solved, or given up."""
-    _say(lambda: _desk().solution(tasks.find(name), give_up))
+    _say(lambda: _desk().solution(catalogue.find(name), give_up))
 
 
 def status() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 from ddp_workbook.errors import InputError
-from ddp_workbook.labs import tasks
+from ddp_workbook.labs import catalogue
 from ddp_workbook.labs.lab import Lab, Verdict
 from ddp_workbook.records.files import load_record, save_record
 from ddp_workbook.records.labs import LabEvent, LabsRecord
@@ -36,7 +37,7 @@ def next_hint(path: Path, lab: Lab) -> str:
 
     Raises InputError when it is too early, or when there is none left.
     """
-    events, hints = load(path).labs.get(lab.name, []), tasks.hints(lab)
+    events, hints = load(path).labs.get(lab.name, []), catalogue.hints(lab)
     taken = [event for event in events if event.what == "hint"]
     if len(taken) == len(hints):
         raise InputError(f"{lab.name} has no further hint; solution({lab.name!r}, give_up=True) shows an answer")
@@ -90,7 +91,7 @@ def row(lab: Lab, record: LabsRecord) -> Row:
     events = record.labs.get(lab.name, [])
     first = next((i for i, event in enumerate(events) if event.diagnosis == "solved"), None)
     counted = events if first is None else events[: first + 1]
-    pauses = [later.at - earlier.at for earlier, later in zip(counted, counted[1:], strict=False)]
+    pauses = [later.at - earlier.at for earlier, later in pairwise(counted)]
     tries = [event for event in counted if event.what == "try"]
     return Row(
         lab=lab,
@@ -105,7 +106,7 @@ def row(lab: Lab, record: LabsRecord) -> Row:
 
 def board(record: LabsRecord) -> str:
     """All labs as lines of text."""
-    rows = [row(lab, record) for lab in tasks.LABS]
+    rows = [row(lab, record) for lab in catalogue.LABS]
     lines = [f"{'':>3}  {'lab':<22} {'state':<8} {'tries':>5} {'hints':>5} {'minutes':>7}  last diagnosis"]
     lines += [
         f"{each.lab.number:>3}  {each.lab.name:<22} {each.state:<8} {each.tries:>5} {each.hints:>5} "

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from types import FrameType
 
 import torch
 import torch.distributed as dist
@@ -171,13 +172,20 @@ def _rank(program: Program, answer: Answer, rank: int, size: int, seed: int, por
 
 def _where(main: int, log: ledger.Ledger) -> str:
     """Where the main thread is, by its stack and its ledger."""
-    frame, line = sys._current_frames()[main], None
-    while frame and line is None:
-        line = frame.f_lineno if frame.f_code.co_filename == log.answer else None
-        frame = frame.f_back
+    frames = sys._current_frames()
+    lines = [
+        _line_of(frame, log.answer) for frame in (frames.pop(main), *frames.values())
+    ]  # a simulated rank: a thread
+    line = next((line for line in lines if line), None)
     calls = len(log.entries)
-    last = f"its collective no. {calls}, {ledger.where(log.entries[-1])}" if calls else "no collective yet"
-    return f"is at your line {line}, {'after ' if calls else ''}{last}" if line else f"waits, after {last}"
+    after = f", after its collective no. {calls}, {ledger.where(log.entries[-1])}" if calls else ""
+    return (f"is at your line {line}" if line else "is outside of your code") + after
+
+
+def _line_of(frame: FrameType | None, file: str) -> int | None:
+    while frame and frame.f_code.co_filename != file:
+        frame = frame.f_back
+    return frame and frame.f_lineno
 
 
 def _limit_memory() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 
 class Wrong(Exception):
-    """An answer is wrong. `diagnosis` names the mistake in one word for records and tests; the message is for the reader.
+    """An answer is wrong. `diagnosis` names the mistake in a word, for records and tests; `message` is for the reader.
 
-    The message gives the symptom, a number, and where to look; it does not give the answer away.
+    It gives the symptom, a number, and where to look; it does not give the answer away.
     """
 
     def __init__(self, diagnosis: str, message: str) -> None:

@@ -21,7 +21,7 @@ class LabEvent(Strict):
     """Of a try: how long the judge took."""
     answer: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """Of a try: SHA-256 of the answer."""
-    lent: list[str] = []
+    lent: list[str] = Field(default_factory=list)
     """Of a try: earlier labs whose reference solution stood in for an answer of the reader's."""
 
 
@@ -29,4 +29,4 @@ class LabsRecord(Strict):
     """All events, by lab, in order."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    labs: dict[str, list[LabEvent]] = {}
+    labs: dict[str, list[LabEvent]] = Field(default_factory=dict)

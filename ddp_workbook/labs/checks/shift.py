@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from ddp_workbook.labs.checks.on_wire import GlooWire, simulate, stuck
@@ -23,9 +25,7 @@ def simulated(rank: Rank) -> int:
             mine = [torch.randn(3, 2, generator=generator) for _ in range(size)]
             kept = [tensor.clone() for tensor in mine]
             try:
-                results, meters = simulate(
-                    size, rank.seed + schedule, lambda wire, mine=mine: shift(mine[wire.rank], wire)
-                )
+                results, meters = simulate(size, rank.seed + schedule, on_each(shift, mine))
             except Deadlock as report:
                 reports[size] = report
                 break
@@ -41,6 +41,11 @@ def simulated(rank: Rank) -> int:
     if reports:
         raise stuck(reports, SIZES)
     return compared
+
+
+def on_each(shift: Callable, mine: list[torch.Tensor]) -> Callable[[Wire], object]:
+    """shift() with each rank's own tensor."""
+    return lambda wire: shift(mine[wire.rank], wire)
 
 
 def _compare(rank: int, result: object, mine: list[torch.Tensor], kept: list[torch.Tensor]) -> None:
@@ -69,8 +74,11 @@ def _compare(rank: int, result: object, mine: list[torch.Tensor], kept: list[tor
         )
     for other in range(size):
         if torch.equal(result, kept[other]):
-            raise Wrong("passed-on", f"rank {rank} of {size} returned the tensor of rank {other}: it came from rank {left}'s neighbour. "
-                        f"Did rank {left} pass on what it had just received?")  # fmt: skip
+            raise Wrong(
+                "passed-on",
+                f"rank {rank} of {size} returned the tensor of rank {other}, not that of its left neighbour {left}: "
+                f"did somebody pass on what it had just received?",
+            )
     raise Wrong("other-values", f"rank {rank} of {size} returned values that no rank had")
 
 
