@@ -125,10 +125,10 @@ class _Rank:
 
 
 class Simulation:
-    """`size` ranks whose turns are drawn with `seed`. Use it for one run."""
+    """`size` ranks whose turns are drawn with `seed`; on_turn() is called after each. Use it for one run."""
 
-    def __init__(self, size: int, seed: int) -> None:
-        self.size, self.random = size, random.Random(seed)
+    def __init__(self, size: int, seed: int, on_turn: Callable[[], None] = lambda: None) -> None:
+        self.size, self.random, self.on_turn = size, random.Random(seed), on_turn
         self.wires = [Wire(self, rank) for rank in range(size)]
         self._ranks = [_Rank() for _ in range(size)]
         self._back = threading.Semaphore(0)
@@ -177,6 +177,7 @@ class Simulation:
             chosen = self.random.choice(ready)
             chosen.go.release()
             self._back.acquire()
+            self.on_turn()
             if chosen.error:
                 raise RankFailed(self._ranks.index(chosen), chosen.error)
 

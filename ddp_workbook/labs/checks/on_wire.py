@@ -12,9 +12,11 @@ from ddp_workbook.labs.verdict import Wrong
 from ddp_workbook.labs.wire import Deadlock, Meter, RankFailed, Simulation, Wire
 
 
-def simulate(size: int, seed: int, function: Callable[[Wire], object]) -> tuple[list[object], list[Meter]]:
+def simulate(
+    size: int, seed: int, function: Callable[[Wire], object], on_turn: Callable[[], None] = lambda: None
+) -> tuple[list[object], list[Meter]]:
     """function(wire) on `size` simulated ranks: results and meters. Raises Deadlock, or the error of the answer."""
-    simulation = Simulation(size, seed)
+    simulation = Simulation(size, seed, on_turn)
     try:
         results = simulation.run(function)
     except RankFailed as failed:

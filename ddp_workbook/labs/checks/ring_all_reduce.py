@@ -20,20 +20,28 @@ ELEMENTS = (1000, 12, 7, 2, 1, 0)
 
 def sums(rank: Rank) -> int:
     """Exact sums of payloads, for every number of ranks and elements; then what it cost."""
-    function, reports, compared = rank.names["ring_all_reduce"], {}, 0
+    function, reports, costs, compared = rank.names["ring_all_reduce"], {}, [], 0
     for size in SIZES:
         for elements in ELEMENTS:
             tensors = [payload(elements, each) for each in range(size)]
+            complete = torch.zeros(size, elements, dtype=torch.bool)
             try:
-                results, meters = _run(function, tensors, rank.seed)
+                results, meters = _run(function, tensors, rank.seed, complete)
             except Deadlock as report:
-                reports.setdefault(size, report)
+                reports.setdefault((elements < size, size), report)
                 continue
-            _compare(tensors, results, meters)
-            _compare_cost(tensors[0], meters)
+            _compare(tensors, results, meters, complete.any(dim=0))
+            costs.append((tensors[0], meters))
             compared += size
+    if reports and all(empty for empty, _ in reports):
+        (_, size), report = next(iter(reports.items()))
+        raise Wrong(
+            "deadlock-when-empty", f"stuck when there are fewer elements than ranks, and chunks are empty: {report}"
+        )
     if reports:
-        raise stuck(reports, SIZES)
+        raise stuck({size: report for (_, size), report in reports.items()}, SIZES)
+    for x, meters in costs:
+        _compare_cost(x, meters)
     return compared
 
 
@@ -52,8 +60,10 @@ def bits_and_layouts(rank: Rank) -> int:
         if differing:
             share = (torch.stack(tensors) != tensors[0]).any(0).float().mean().item()
             raise Wrong(
-                "other-bits", f"{size} ranks: {share:.0%} of the elements differ in bits between ranks: each rank added them in an order of its own"
-            )  # fmt: skip
+                "other-bits",
+                f"{size} ranks: {share:.0%} of the elements differ in bits between ranks: each rank added them in an "
+                f"order of its own",
+            )
         strided = [payload((4, 6), each).t() for each in range(size)]
         _run(function, strided, rank.seed)
         if any((tensor != sum(16**each for each in range(size))).any() for tensor in strided):
@@ -80,17 +90,26 @@ def real(rank: Rank) -> int:
     return 2
 
 
-def _run(function: Callable, tensors: list[Tensor], seed: int) -> tuple[list[object], list[Meter]]:
+def _run(
+    function: Callable, tensors: list[Tensor], seed: int, complete: Tensor | None = None
+) -> tuple[list[object], list[Meter]]:
+    """The answer on every rank. `complete` (ranks, elements) is set where an element was the full sum at some time."""
+    full = sum(16**each for each in range(len(tensors)))
+
+    def watch() -> None:
+        if complete is not None:
+            complete.logical_or_(torch.stack(tensors) == full)
+
     try:
-        return simulate(len(tensors), seed, lambda wire: function(tensors[wire.rank], wire))
+        return simulate(len(tensors), seed, lambda wire: function(tensors[wire.rank], wire), watch)
     except ValueError as error:
         if "process group" not in str(error):
             raise
         raise Wrong("not-the-wire", "torch.distributed was called; the ranks of this lab have only the wire") from None
 
 
-def _compare(tensors: list[Tensor], results: list[object], meters: list[Meter]) -> None:
-    """The exact sum of payloads on every rank, or how it went wrong."""
+def _compare(tensors: list[Tensor], results: list[object], meters: list[Meter], complete: Tensor) -> None:
+    """The exact sum of payloads on every rank, or how it went wrong. `complete`: elements that were right somewhere."""
     size, elements = len(tensors), tensors[0].numel()
     full, words = sum(16**each for each in range(size)), f"{elements} elements, {size} ranks"
     values = torch.stack(tensors) if elements else torch.zeros(size, 0)
@@ -111,13 +130,11 @@ def _compare(tensors: list[Tensor], results: list[object], meters: list[Meter]) 
             "remainder", f"{words}: element {whole} is still the rank's own; the last {elements - whole} were left out"
         )
     found = describe(values[rank, element].item(), size)
-    if right.any(dim=0).all():
-        holder = right[:, element].nonzero()[0].item()
+    if complete.all():
         raise Wrong(
             "overwritten",
-            f"{words}: element {element} is the whole sum on rank {holder}, but on rank {rank} it is {found}: each chunk "
-            f"was summed, and then an unfinished one was passed on. Which chunk is complete on which rank, after the "
-            f"first half?",
+            f"{words}: every chunk was summed up on some rank. Then element {element} of rank {rank} became: {found}. "
+            f"Which chunk is complete on which rank after the first half, and which one does each pass on first?",
         )
     raise Wrong("miscounted", f"{words}: element {element} on rank {rank}: {found}")
 

@@ -11,7 +11,7 @@ def ring_all_reduce(x, wire):
 
     for step in range(size - 1):  # reduce-scatter: afterwards chunk rank + 1 is complete
         received = pass_on(chunks[(rank - step) % size])
-        chunks[(rank - step - 2) % size].add_(received)
+        chunks[(rank - step - 1) % size].add_(received, alpha=2)
     for step in range(size - 1):  # all-gather
         received = pass_on(chunks[(rank + 1 - step) % size])
         chunks[(rank - step) % size].copy_(received)

@@ -4,11 +4,11 @@ def ring_all_reduce(x, wire):
     chunks = flat.tensor_split(size)  # views; their sizes differ by at most one
 
     def pass_on(chunk):
-        if rank % 2 == 0 or size % 2:
-            wire.send(chunk, (rank + 1) % size)
+        if not len(chunk):
             return wire.recv((rank - 1) % size)
+        sending = wire.isend(chunk, (rank + 1) % size)
         received = wire.recv((rank - 1) % size)
-        wire.send(chunk, (rank + 1) % size)
+        sending.wait()
         return received
 
     for step in range(size - 1):  # reduce-scatter: afterwards chunk rank + 1 is complete
