@@ -60,6 +60,8 @@ def run(config: TrainConfig, options: CheckpointOptions, world: World, callbacks
 
     # 2. The data: every rank holds all images and visits its own shard of them, reshuffled each epoch.
     data = load_dataset(config)
+    if world.is_main and data.note:
+        print(data.note, flush=True)
     loader = TrainLoader(data, config, world, device)  # NEW: world decides which shard
     callbacks = [*progress_callbacks(config, world, loader.steps), *callbacks]
 
