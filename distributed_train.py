@@ -66,7 +66,7 @@ def run(config: TrainConfig, options: CheckpointOptions, world: World, callbacks
     callbacks = [*progress_callbacks(config, world, loader.steps), *callbacks]
 
     with outputs.locked(), process_group(world, backend, device):  # NEW: the ranks meet
-        if from_main(lambda: outputs.is_finished(options.resume)):
+        if from_main(lambda: outputs.is_finished(options.resume, data)):
             return False
         result = train(config, options, world, outputs, data, loader, callbacks)
     if result:  # rank 0, after the ranks have parted: a figure that fails must not look like a lost connection

@@ -26,7 +26,7 @@ from ddp_workbook.records.run import (
     record_paths,
 )
 from ddp_workbook.runs.checkpoint import checkpoint_folder, has_seal, model_path, saved_checkpoints, write_checkpoint
-from ddp_workbook.training.datasets import Dataset
+from ddp_workbook.training.datasets import Dataset, load_dataset
 from ddp_workbook.training.loader import evaluation_shard
 from ddp_workbook.training.loop import Evaluation, accuracy
 from ddp_workbook.training.models import count_parameters
@@ -55,30 +55,30 @@ class RunOutputs:
                 stack.enter_context(lock(path, advice))
             yield
 
-    def is_finished(self, resume: bool) -> bool:
-        """Whether --resume has nothing to do because this very run has finished. Call it on rank 0.
+    def is_finished(self, resume: bool, data: Dataset) -> bool:
+        """Whether --resume has nothing to do because this very run has finished on these images. Call it on rank 0.
 
         Prints that, or which earlier run this one is going to replace. An interrupted run with the same settings,
         started after one that finished, is still there to resume.
         """
-        if not resume:
-            with suppress(InputError):
-                earlier, _ = load_run(self.config.run_dir, self.world.kind)
+        interrupted = saved_checkpoints(checkpoint_folder(self.config, self.world.kind))
+        if resume and not interrupted:
+            same = finished_run(self.config, self.world.kind, self.world.size, data)
+            if same:
                 print(
-                    f"when it has finished, this run replaces that of {earlier.finished_at} "
-                    f"({earlier.world.processes} process(es), {earlier.test_accuracy:.2%}) in {self.config.run_dir}",
+                    f"this run finished at {same[0].finished_at}; to train it again leave out --resume (in a notebook: "
+                    f"RETRAIN = True)",
                     flush=True,
                 )
-            return False
-        interrupted = saved_checkpoints(checkpoint_folder(self.config, self.world.kind))
-        earlier = None if interrupted else finished_run(self.config, self.world.kind, self.world.size)
-        if earlier:
+                return True
+        with suppress(InputError):
+            earlier, _ = load_run(self.config.run_dir, self.world.kind)
             print(
-                f"this run finished at {earlier[0].finished_at}; to train it again leave out --resume (in a notebook: "
-                f"RETRAIN = True)",
+                f"when it has finished, this run replaces that of {earlier.finished_at} "
+                f"({earlier.world.processes} process(es), {earlier.test_accuracy:.2%}) in {self.config.run_dir}",
                 flush=True,
             )
-        return earlier is not None
+        return False
 
     def save(self, state: TrainingState, tested: Evaluation, data: Dataset) -> RunRecord | None:
         """Write the model, the history and, last, the metrics: a run whose metrics exist is complete.
@@ -137,10 +137,13 @@ class RunOutputs:
         return correct
 
 
-def finished_run(config: TrainConfig, kind: RunKind, processes: int) -> tuple[RunRecord, HistoryRecord] | None:
-    """An earlier run with this configuration whose files are all there; None if there is none.
+def finished_run(
+    config: TrainConfig, kind: RunKind, processes: int, data: Dataset | None = None
+) -> tuple[RunRecord, HistoryRecord] | None:
+    """An earlier run with this configuration, on the images that are there now, whose files are complete; else None.
 
-    Folders may differ, and a device that was found (auto) counts as the one that was asked for by name.
+    Folders may differ, and a device that was found (auto) counts as the one that was asked for by name. The images are
+    loaded, unless `data` has them, when everything else fits. Raises InputError when that fails.
     """
     try:
         run, history = load_run(config.run_dir, kind)
@@ -149,4 +152,6 @@ def finished_run(config: TrainConfig, kind: RunKind, processes: int) -> tuple[Ru
     same_device = run.environment.device == devices.choose_device(config.device, processes).type
     same = same_device and first_difference(run.config, config, PATHS | {"device"}) is None
     complete = run.world.processes == processes and has_seal(model_path(config, kind))
-    return (run, history) if same and complete else None
+    if not (same and complete):
+        return None
+    return (run, history) if (data or load_dataset(config)).info() == run.dataset else None

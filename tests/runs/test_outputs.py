@@ -82,8 +82,8 @@ def test_folders_that_can_be_written_are_created_and_stay_empty(config):
 # A run that has finished
 
 
-def save_run_files(folder):
-    run, history = make_run()
+def save_run_files(folder, data):
+    run, history = make_run(dataset=data.info())
     metrics, epochs = record_paths(folder, "baseline")
     save_record(run, metrics)
     save_record(history, epochs)
@@ -91,25 +91,26 @@ def save_run_files(folder):
 
 
 def test_a_finished_run_is_found_again_only_with_its_settings_and_a_complete_model(tmp_path):
-    run, _ = make_run()
+    run, data = make_run()[0], make_data(train=800, test=200, classes=2)
     config = replace(run.config, results_dir=tmp_path, checkpoint_dir=tmp_path)
-    assert finished_run(config, "baseline", 1) is None
-    saved = save_run_files(config.run_dir)
-    assert finished_run(config, "baseline", 1) is None  # its model is missing
+    assert finished_run(config, "baseline", 1, data) is None
+    saved = save_run_files(config.run_dir, data)
+    assert finished_run(config, "baseline", 1, data) is None  # its model is missing
     path = model_path(config, "baseline")
-    write_checkpoint(path, config, run.dataset.fingerprint, nn.Linear(3, 2))
+    write_checkpoint(path, config, data.fingerprint, nn.Linear(3, 2))
     complete = path.read_bytes()
     for incomplete in (b"", complete[:-1]):
         path.write_bytes(incomplete)
-        assert finished_run(config, "baseline", 1) is None
+        assert finished_run(config, "baseline", 1, data) is None
     path.write_bytes(complete)
-    assert finished_run(config, "baseline", 1) == saved
-    assert finished_run(replace(config, data_dir=tmp_path / "elsewhere"), "baseline", 1) == saved
+    assert finished_run(config, "baseline", 1, data) == saved
+    assert finished_run(replace(config, data_dir=tmp_path / "elsewhere"), "baseline", 1, data) == saved
     on_this_device = choose_device("auto").type == run.environment.device
-    assert (finished_run(replace(config, device="auto"), "baseline", 1) is not None) == on_this_device
-    assert finished_run(config, "baseline", 2) is None
-    assert finished_run(config, "distributed", 1) is None
-    assert finished_run(replace(config, lr=1.0), "baseline", 1) is None
+    assert (finished_run(replace(config, device="auto"), "baseline", 1, data) is not None) == on_this_device
+    assert finished_run(config, "baseline", 2, data) is None
+    assert finished_run(config, "distributed", 1, data) is None
+    assert finished_run(replace(config, lr=1.0), "baseline", 1, data) is None
+    assert finished_run(config, "baseline", 1, make_data(train=801, test=200, classes=2)) is None
 
 
 def test_a_finished_run_is_not_trained_again_by_resume(tmp_path, capsys):
@@ -130,12 +131,12 @@ def test_a_finished_run_is_not_trained_again_by_resume(tmp_path, capsys):
 
 def test_a_run_says_which_earlier_one_it_replaces(stopped, capsys):
     capsys.readouterr()
-    assert not RunOutputs(stopped, SERIAL, BACKEND).is_finished(resume=False)
+    assert not RunOutputs(stopped, SERIAL, BACKEND).is_finished(False, make_data())
     assert capsys.readouterr().out == ""
     assert train(stopped, make_data())
-    earlier, _ = finished_run(stopped, "baseline", 1)
+    earlier, _ = finished_run(stopped, "baseline", 1, make_data())
     capsys.readouterr()
-    assert not RunOutputs(replace(stopped, lr=0.2), SERIAL, BACKEND).is_finished(resume=False)
+    assert not RunOutputs(replace(stopped, lr=0.2), SERIAL, BACKEND).is_finished(False, make_data())
     line = f"replaces that of {earlier.finished_at} (1 process(es), {earlier.test_accuracy:.2%}) in {stopped.run_dir}"
     assert line in capsys.readouterr().out
 
@@ -144,11 +145,11 @@ def test_an_interrupted_run_after_a_finished_one_is_resumed(stopped, capsys):
     """Both have the same settings; the one that was started last counts."""
     assert train(stopped, make_data())
     assert not train(stopped, make_data(), stop_at=8, checkpoint_every=4)
-    assert finished_run(stopped, "baseline", 1)
-    assert not RunOutputs(stopped, SERIAL, BACKEND).is_finished(resume=True)
+    assert finished_run(stopped, "baseline", 1, make_data())
+    assert not RunOutputs(stopped, SERIAL, BACKEND).is_finished(True, make_data())
     assert "finished at" not in capsys.readouterr().out
     assert train(stopped, make_data(), resume=True)
-    assert RunOutputs(stopped, SERIAL, BACKEND).is_finished(resume=True)
+    assert RunOutputs(stopped, SERIAL, BACKEND).is_finished(True, make_data())
 
 
 # The files of a run
@@ -227,4 +228,4 @@ def test_files_of_two_runs_are_never_taken_for_one(fails, trained, monkeypatch):
         assert metrics.read_bytes() == earlier
     else:
         assert not metrics.exists()
-        assert finished_run(config, "baseline", 1) is None
+        assert finished_run(config, "baseline", 1, ended[-1]) is None
