@@ -24,12 +24,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from ddp_workbook.config import CheckpointOptions, TrainConfig
 from ddp_workbook.devices import choose_backend, choose_device, choose_precision, set_threads
-from ddp_workbook.distributed.collectives import from_main
+from ddp_workbook.distributed.agreement import facts_asked, facts_found, require_agreement
+from ddp_workbook.distributed.collectives import from_main, refused_together
 from ddp_workbook.distributed.comm_hooks import check_comm_hook
 from ddp_workbook.distributed.process_group import World, leave_group, process_group, read_world
 from ddp_workbook.errors import InputError
@@ -48,27 +50,32 @@ from ddp_workbook.training.state import build_state
 def run(config: TrainConfig, options: CheckpointOptions, world: World, callbacks: Sequence[Callback] = ()) -> bool:
     """One run, from the checks to the files. False when there was nothing to do: it had finished before.
 
-    Bad input is rejected first, before any process waits for another.
+    Bad input is rejected first. Where the ranks have met, it is rejected on all of them, even if one alone has it.
     """
     # 1. The machine: each process takes its device and its share of the cores.
     device = choose_device(config.device, world.size, world.local_rank)
-    choose_precision(config.precision, device)  # only to reject now what the device does not offer
     backend = choose_backend(config.backend, device, world.local_size)  # NEW: the library that sends the gradients
     set_threads(config, world.local_size)
-    check_comm_hook(config.comm_hook, device, world)  # NEW: not every hook works everywhere
-    outputs = RunOutputs(config, world, backend)
 
-    # 2. The data: every rank holds all images and visits its own shard of them, reshuffled each epoch.
-    data = load_dataset(config)
-    if world.is_main and data.note:
-        print(data.note, flush=True)
-    loader = TrainLoader(data, config, world, device)  # NEW: world decides which shard
-    callbacks = [*progress_callbacks(config, world, loader.steps), *callbacks]
+    with process_group(world, backend, device):  # NEW: the ranks meet
+        require_agreement(facts_asked(config, options, Path(__file__)))  # NEW: or they would train different models
 
-    with outputs.locked(), process_group(world, backend, device):  # NEW: the ranks meet
-        if from_main(lambda: outputs.is_finished(options.resume, data)):
-            return False
-        result = train(config, options, world, outputs, data, loader, callbacks)
+        # 2. The data: every rank holds all images and visits its own shard of them, reshuffled each epoch.
+        with refused_together():  # NEW: bad input of one rank ends them all
+            precision = choose_precision(config.precision, device)
+            check_comm_hook(config.comm_hook, device, world)  # NEW: not every hook works everywhere
+            outputs = RunOutputs(config, world, backend)
+            data = load_dataset(config)
+            loader = TrainLoader(data, config, world, device)  # NEW: world decides which shard
+            callbacks = [*progress_callbacks(config, world, loader.steps), *callbacks]
+        require_agreement(facts_found(device, precision, data.info()))  # NEW
+        if world.is_main and data.note:
+            print(data.note, flush=True)
+
+        with outputs.locked():
+            if from_main(lambda: outputs.is_finished(options.resume, data)):
+                return False
+            result = train(config, options, world, outputs, data, loader, callbacks)
     if result:  # rank 0, after the ranks have parted: a figure that fails must not look like a lost connection
         draw(result)
     return True

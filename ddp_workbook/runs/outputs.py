@@ -46,13 +46,17 @@ class RunOutputs:
     def locked(self) -> Iterator[None]:
         """Rank 0 locks the folders for the block, so that no other run of this kind and recipe writes there.
 
-        Raises InputError, naming the process that holds the lock, when they are taken.
+        Raises InputError on every rank, naming the process that holds the lock, when they are taken.
         """
         locks = (self.config.run_dir / f".{self.world.kind}.lock", self.model.with_name(f".{self.model.stem}.lock"))
         advice = "wait for it, or give this run its own folders: --results-dir DIR --checkpoint-dir DIR"
         with ExitStack() as stack:
-            for path in locks if self.world.is_main else ():
-                stack.enter_context(lock(path, advice))
+
+            def take() -> None:
+                for path in locks if self.world.is_main else ():
+                    stack.enter_context(lock(path, advice))
+
+            from_main(take)
             yield
 
     def is_finished(self, resume: bool, data: Dataset) -> bool:

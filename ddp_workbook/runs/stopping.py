@@ -16,7 +16,7 @@ from ddp_workbook.errors import InputError, diverged, error_line
 from ddp_workbook.training.state import TrainingState
 
 SECONDS_BETWEEN_CHECKS = 1.0
-SECONDS_FOR_RANK_0 = 5  # to report for all ranks; it may have started later
+SECONDS_FOR_FIRST_RANK = 5  # to report for all ranks of its machine; it may have started later
 
 
 class Stopped(Exception):
@@ -110,8 +110,8 @@ def exit_code_for(error: BaseException, program: str, world: World) -> int:
     2: bad input. 130 and 143: SIGINT and SIGTERM, as in a shell. 1: another rank is lost, which has reported its own
     error. Any other error is raised again and ends with its traceback.
 
-    Rank 0 reports for all ranks. Another rank reports bad input of its own only after a delay: if rank 0 has the same
-    error, torchrun has ended this rank by then.
+    The first rank of a machine reports for all ranks there. Another one reports bad input of its own only after a
+    delay: if the first rank has the same error, torchrun has ended this rank by then.
     """
     if isinstance(error, InputError):
         line, code = error_line(program, error), 2
@@ -124,8 +124,8 @@ def exit_code_for(error: BaseException, program: str, world: World) -> int:
         return 1
     else:
         raise error
-    if code == 2 and not world.is_main:
-        time.sleep(SECONDS_FOR_RANK_0)
+    if code == 2 and world.local_rank:
+        time.sleep(SECONDS_FOR_FIRST_RANK)
     if code == 2 or world.is_main:
         print(line, file=sys.stderr, flush=True)
     return code
