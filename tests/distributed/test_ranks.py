@@ -28,6 +28,23 @@ print("no line end", end="")
     assert sorted(lines) == sorted([f"{'a' * 100} {rank} 6" for rank in range(3)] + ["no line end"] * 3)
 
 
+def test_joining_a_group_prints_nothing(tmp_path):
+    """What C++ code writes does not pass through sys.stdout, but a notebook shows it in the cell all the same."""
+    code = f"""
+import os
+import torch.distributed as dist
+
+path = os.path.join({str(tmp_path)!r}, os.environ["RANK"])
+os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), 1)
+os.write(1, b"this is seen")
+dist.init_process_group("gloo")
+dist.new_group()
+dist.destroy_process_group()
+"""
+    run_on_ranks(code, 2)
+    assert [(tmp_path / name).read_text() for name in "01"] == ["this is seen"] * 2
+
+
 def test_every_call_has_fresh_processes():
     lines = []
     for _ in range(2):
