@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
+import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+
+import psutil
+
+from ddp_workbook.distributed.parent import end_with_owner, kill_family
 
 MOST_PROCESSES = 64
 # Imported by the server, if they are there: what a rank will need. Names, not imports: nothing here depends on them.
-PRELOADED = ("ddp_workbook.training.loop", "torch._dynamo", "sklearn.datasets")
+PRELOADED = (
+    "ddp_workbook.distributed.fork_server",
+    "ddp_workbook.training.loop",
+    "torch._dynamo",
+    "sklearn.datasets",
+)
 
 
 def process_context() -> BaseContext:
@@ -33,24 +47,48 @@ def started(
     """Run target(*arguments, pipe) in one process for each tuple of arguments; yields our ends of the pipes.
 
     After the block our ends are closed and the processes get `seconds_to_stop` to end by themselves, then they are
-    killed. After an error in the block they are killed at once.
+    killed. After an error in the block, and when this process ends inside it, they are killed at once.
     """
     context = process_context()
-    pipes, workers = [], []
-    patience: float = 0
+    pipes: list[Connection] = []
+    workers: list[BaseProcess] = []
+    kill = atexit.register(partial(_end, workers, 0))  # Python's own exit waits for processes that are no daemons
     try:
         for each in arguments:
             ours, theirs = context.Pipe(duplex)
             pipes.append(ours)
-            workers.append(context.Process(target=target, args=(*each, theirs), daemon=True))
+            # Not as a daemon, which multiprocessing forbids to have child processes, such as a DataLoader's.
+            workers.append(context.Process(target=_begin, args=(target, *each, theirs), daemon=False))
             workers[-1].start()
             theirs.close()
         yield pipes
-        patience = seconds_to_stop
-    finally:
         for pipe in pipes:
             pipe.close()
+        _end(workers, seconds_to_stop)
+    finally:
+        _end(workers, 0)
+        for pipe in pipes:
+            pipe.close()
+        atexit.unregister(kill)
+
+
+def _begin(target: Callable[..., None], *arguments: object) -> None:
+    """The start of every process."""
+    end_with_owner()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C and a notebook's stop button are for the caller
+    target(*arguments)
+
+
+def _end(workers: Sequence[BaseProcess], patience: float) -> None:
+    """Wait for the processes at most `patience` seconds in all, or until Ctrl-C; kill what still runs."""
+    deadline = time.monotonic() + patience
+    workers = [worker for worker in workers if worker.pid is not None]  # None: interrupted before it was started
+    try:
         for worker in workers:
-            worker.join(patience)
-            worker.kill()
-            worker.join()
+            worker.join(max(0, deadline - time.monotonic()))
+    finally:
+        for worker in workers:
+            if worker.is_alive():
+                with suppress(psutil.NoSuchProcess):
+                    kill_family(psutil.Process(worker.pid))
+                worker.join()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import io
 import linecache
+import multiprocessing
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -89,7 +89,8 @@ class _Lines(io.TextIOBase):
 
 def _run(code: str, variables: dict[str, str], pipe: Connection) -> None:
     """One rank, from start to end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the notebook handles the stop button, and ends this process
+    if "fork" in multiprocessing.get_all_start_methods():  # so that a DataLoader's workers know the cell's classes
+        multiprocessing.set_start_method("fork", force=True)
     os.environ.update(variables)
     bind_to_loopback()
     torch.set_num_threads(choose_threads(0, int(variables["LOCAL_WORLD_SIZE"])))

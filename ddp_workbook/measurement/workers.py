@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import signal
 import sys
 import tempfile
 import traceback
@@ -141,7 +140,6 @@ class WorkerPool:
 
 def _work(config: TrainConfig, world: World, store: str, pipe: Connection) -> None:
     """A worker from start to end. It ends in order: the models first, then the group (see process_group)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller
     try:
         _serve(config, world, store, pipe)
     except (EOFError, BrokenPipeError, ConnectionResetError):  # the caller has closed its end

@@ -94,6 +94,42 @@ def test_an_interrupt_leaves_no_process():
     assert not any(psutil.pid_exists(pid) for pid in found)
 
 
+WITH_A_LOADER = """
+import os, time
+from torch.utils.data import DataLoader, Dataset
+
+class Mine(Dataset):
+    def __len__(self):
+        return 4
+    def __getitem__(self, index):
+        {item}
+
+for batch in DataLoader(Mine(), num_workers=1, batch_size=4):
+    print(batch.tolist())
+"""
+
+
+def test_a_data_loader_may_have_workers():
+    lines = []
+    run_on_ranks(WITH_A_LOADER.format(item="return index"), 2, lines.append)
+    assert lines == ["[0, 1, 2, 3]"] * 2
+
+
+def test_the_workers_of_a_data_loader_end_with_their_rank():
+    found = []
+
+    def interrupt(line):
+        found.append(int(line))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_on_ranks(WITH_A_LOADER.format(item="print(os.getpid()); time.sleep(300)"), 1, interrupt)
+    deadline = time.monotonic() + 2  # it becomes a child of the system's first process, which takes notice of its end
+    while (left := psutil.pid_exists(found[0])) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left
+
+
 def test_no_port_is_open_beyond_this_machine():
     code = """
 import time
