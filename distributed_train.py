@@ -30,6 +30,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from ddp_workbook.config import CheckpointOptions, TrainConfig
 from ddp_workbook.devices import choose_backend, choose_device, choose_precision, set_threads
+from ddp_workbook.distributed.agent import end_with_torchrun
 from ddp_workbook.distributed.agreement import facts_asked, facts_found, require_agreement
 from ddp_workbook.distributed.collectives import from_main, refused_together
 from ddp_workbook.distributed.comm_hooks import check_comm_hook
@@ -127,6 +128,7 @@ def main(arguments: Sequence[str] | None = None, callbacks: Sequence[Callback] =
     world = World()
     try:
         world = read_world()  # NEW: which process am I, and how many are we?
+        end_with_torchrun(world)  # NEW: no rank may be left behind
         config, options = parse_run(sys.argv[1:] if arguments is None else arguments, __doc__)
         run(config, options, world, callbacks)
         return

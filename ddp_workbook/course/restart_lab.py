@@ -21,6 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from ddp_workbook.analysis.plots_style import GREY, LIGHT_ORANGE, ORANGE, new_figure, set_finding
 from ddp_workbook.config import TrainConfig
+from ddp_workbook.distributed.agent import end_with_torchrun
 from ddp_workbook.distributed.launch import torchrun
 from ddp_workbook.distributed.process_group import LostConnection, World, read_world
 from ddp_workbook.flags import parse_run, to_flags
@@ -150,6 +151,7 @@ def main() -> None:
     path, kill_after, *flags = sys.argv[1:]
     config, options = parse_run(flags, __doc__)
     world = read_world()
+    end_with_torchrun(world)
     log = EventLog(Path(path), world, int(kill_after))
     try:
         distributed_train.run(config, options, world, [log])
