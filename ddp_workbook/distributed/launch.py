@@ -20,6 +20,7 @@ import psutil
 from ddp_workbook.devices import choose_threads
 from ddp_workbook.distributed.parent import kill_family
 from ddp_workbook.distributed.processes import MOST_PROCESSES
+from ddp_workbook.distributed.quiet_gloo import GLOO_LINE
 from ddp_workbook.errors import InputError, message_in
 
 SECONDS_TO_STOP = 35  # torchrun itself waits 30 s for its ranks before it kills them
@@ -74,7 +75,8 @@ class Launch:
 
     def _read(self) -> None:
         for line in self._process.stdout:
-            self._lines.put(line.rstrip("\n"))
+            if not line.startswith(GLOO_LINE):
+                self._lines.put(line.rstrip("\n"))
         self._lines.put(None)
 
     def wait(self, on_line: Callable[[str], None] = show) -> None:

@@ -15,6 +15,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from ddp_workbook.distributed.quiet_gloo import silence_gloo
 from ddp_workbook.distributed.rendezvous import ADDRESS, serve_store
 from ddp_workbook.errors import InputError
 from ddp_workbook.records.run import RunKind
@@ -120,6 +121,7 @@ def process_group(world: World, backend: str, device: torch.device) -> Iterator[
         torch.cuda.set_device(device)
     with _report_lost_connection(world, timeout):
         store = _store_of_one_machine(world, timeout) if one_machine else {}
+        silence_gloo()
         dist.init_process_group(backend, timeout=timeout, device_id=device if backend == "nccl" else None, **store)
         yield  # nothing waits for the others when this rank fails: that would hide its error
         gc.collect()

@@ -7,7 +7,9 @@ import os
 import torch
 from torch.distributed import distributed_c10d
 
-LINE = "[Gloo] Rank "  # "[Gloo] Rank 0 is connected to 1 peer ranks. Expected number of connected peer ranks is : 1"
+GLOO_LINE = (
+    "[Gloo] Rank "  # "[Gloo] Rank 0 is connected to 1 peer ranks. Expected number of connected peer ranks is : 1"
+)
 
 
 def silence_gloo() -> None:

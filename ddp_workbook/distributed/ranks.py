@@ -18,6 +18,7 @@ from ddp_workbook.devices import choose_threads
 from ddp_workbook.distributed.launch import LaunchError, check_process_count
 from ddp_workbook.distributed.process_group import bind_to_loopback
 from ddp_workbook.distributed.processes import started
+from ddp_workbook.distributed.quiet_gloo import silence_gloo
 from ddp_workbook.distributed.rendezvous import ADDRESS, serve_store
 
 CELL = "<cell>"
@@ -93,6 +94,7 @@ def _run(code: str, variables: dict[str, str], pipe: Connection) -> None:
         multiprocessing.set_start_method("fork", force=True)
     os.environ.update(variables)
     bind_to_loopback()
+    silence_gloo()
     torch.set_num_threads(choose_threads(0, int(variables["LOCAL_WORLD_SIZE"])))
     sys.stdout = sys.stderr = lines = _Lines(pipe)
     linecache.cache[CELL] = (len(code), None, code.splitlines(keepends=True), CELL)  # tracebacks can quote the cell

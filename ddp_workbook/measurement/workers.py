@@ -22,6 +22,7 @@ from ddp_workbook.devices import choose_backend, choose_device, set_threads
 from ddp_workbook.distributed.launch import LaunchError
 from ddp_workbook.distributed.process_group import World, bind_to_loopback
 from ddp_workbook.distributed.processes import started
+from ddp_workbook.distributed.quiet_gloo import silence_gloo
 from ddp_workbook.training.datasets import Dataset, load_dataset
 from ddp_workbook.training.loader import Batch, TrainLoader
 from ddp_workbook.training.loop import train_step
@@ -73,6 +74,7 @@ class Worker:
             bind_to_loopback()
             backend = choose_backend(config.backend, self.device, world.local_size)
             file_store = dist.FileStore(store, world.size)
+            silence_gloo()
             dist.init_process_group(backend, store=file_store, rank=world.rank, world_size=world.size)
         self.sessions: dict[tuple[TrainConfig, bool], TrainingSession] = {}
         self.datasets: dict[tuple, Dataset] = {}
