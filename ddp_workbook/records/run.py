@@ -13,8 +13,9 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from ddp_workbook.config import TrainConfig
 from ddp_workbook.errors import InputError
-from ddp_workbook.records.files import load_record
+from ddp_workbook.records.files import load_record, put_in_place
 from ddp_workbook.records.recorded_config import RecordedConfig
 
 SCHEMA_VERSION = 1
@@ -35,9 +36,9 @@ def _plain(text: str) -> str:
 
 
 def _moment(text: str) -> str:
-    """An ISO time in or after 2000: no run has finished before."""
-    if datetime.fromisoformat(text).year < 2000:
-        raise ValueError("must be a year from 2000 on")
+    """An ISO time from 1970 on, where the clock of a computer without a battery begins."""
+    if datetime.fromisoformat(text).year < 1970:
+        raise ValueError("must be a year from 1970 on")
     return text
 
 
@@ -62,6 +63,7 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 Amount = Annotated[float, Field(ge=0, le=1e18, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(_plain)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RunKind = Literal["baseline", "distributed"]
 
 
@@ -105,14 +107,15 @@ class DatasetInfo(Strict):
     classes: Annotated[list[Name], Field(min_length=1, max_length=MOST_CLASSES)]
     train_images: Count
     test_images: Count
-    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    fingerprint: Digest
 
 
 class RunRecord(Strict):
     """One finished training run. Times in seconds, memory in bytes, accuracy as a share of the test images.
 
     correct_images has a bit for each test image in order, 1 where the model is right, packed by pack_bits(): two runs
-    on the same images can then be compared image by image. None in records of earlier versions.
+    on the same images can then be compared image by image. The two SHA-256 name the run's other files: its history, and
+    what the model's file holds before its seal. These three are None in records of earlier versions.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -133,6 +136,8 @@ class RunRecord(Strict):
     accelerator_peak_bytes: list[Count | None]
     confusion: list[list[Count]]
     correct_images: str | None = None
+    history_sha256: Digest | None = None
+    model_sha256: Digest | None = None
 
     @property
     def correct_bits(self) -> list[bool] | None:
@@ -235,10 +240,27 @@ def record_paths(run_dir: Path, kind: RunKind) -> tuple[Path, Path]:
     return run_dir / f"{kind}_metrics.json", run_dir / f"{kind}_history.json"
 
 
+def model_path(config: TrainConfig, kind: RunKind) -> Path:
+    """The finished model: checkpoints/<baseline|distributed>_<model>_<dataset>.pth"""
+    return config.checkpoint_dir / f"{kind}_{config.model}_{config.dataset}.pth"
+
+
+def complete_saving(run: RunRecord, run_dir: Path) -> None:
+    """Put a run's history and model in place. A run counts from the moment its metrics are written, which is before.
+
+    Raises InputError when that fails; harmless where it was done already.
+    """
+    if run.history_sha256:
+        for path in (model_path(run.config, run.kind), record_paths(run_dir, run.kind)[1]):
+            put_in_place(path, run.history_sha256)
+
+
 def load_run(run_dir: Path, kind: RunKind) -> tuple[RunRecord, HistoryRecord]:
     """Both files of one finished run. Raises InputError when one is missing, corrupt or of another run."""
     metrics, history = record_paths(run_dir, kind)
-    run, epochs = load_record(RunRecord, metrics), load_record(HistoryRecord, history)
+    run = load_record(RunRecord, metrics)
+    complete_saving(run, run_dir)  # its process may have been killed before that
+    epochs = load_record(HistoryRecord, history, run.history_sha256)
     if (epochs.kind, epochs.recipe, len(epochs.epochs)) != (run.kind, run.recipe, run.config.epochs):
         raise InputError(f"{history} belongs to another run than {metrics}; run the training again")
     if run.kind != kind:

@@ -203,29 +203,21 @@ def test_the_record_says_of_every_image_what_the_saved_model_says(ranks, test_im
     assert 0 < sum(run.correct_bits) < test_images or test_images == 2
 
 
-@pytest.mark.parametrize("fails", ["model", "history", "metrics"])
-def test_files_of_two_runs_are_never_taken_for_one(fails, trained, monkeypatch):
-    """Metrics come last: when writing stops before, an earlier run is either untouched or has no metrics."""
+@pytest.mark.parametrize("fails", ["write_checkpoint", "save_text", "save_record"])
+def test_an_earlier_run_stays_complete_when_writing_fails(fails, trained, monkeypatch):
+    """Model, history and metrics are written in this order; tests/faults fails at every single operation."""
     *ended, config = trained
     files = RunOutputs(config, SERIAL, BACKEND)
-    files.save(*ended)
-    metrics, _ = record_paths(config.run_dir, "baseline")
-    earlier = metrics.read_bytes()
+    assert files.save(*ended)
+    earlier = finished_run(config, "baseline", 1)
+    present = set(config.results_dir.parent.rglob("*"))
 
     def fail(*arguments):
         raise InputError("no space left")
 
-    if fails == "model":
-        monkeypatch.setattr(outputs, "write_checkpoint", fail)
-    else:
-        unwanted = {"history": "HistoryRecord", "metrics": "RunRecord"}[fails]
-        monkeypatch.setattr(
-            outputs, "save_record", lambda r, path: fail() if type(r).__name__ == unwanted else save_record(r, path)
-        )
+    ended[0].history[-1] = ended[0].history[-1].model_copy(update={"train_seconds": 1.0})  # another run
+    monkeypatch.setattr(outputs, fails, fail)
     with pytest.raises(InputError, match="no space left"):
         files.save(*ended)
-    if fails == "model":
-        assert metrics.read_bytes() == earlier
-    else:
-        assert not metrics.exists()
-        assert finished_run(config, "baseline", 1, ended[-1]) is None
+    assert finished_run(config, "baseline", 1, ended[-1]) == earlier
+    assert set(config.results_dir.parent.rglob("*")) == present
