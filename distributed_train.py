@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -40,7 +41,8 @@ from ddp_workbook.flags import parse_run
 from ddp_workbook.records.run import RunRecord, load_run
 from ddp_workbook.runs.outputs import RunOutputs
 from ddp_workbook.runs.resume import CheckpointManager
-from ddp_workbook.runs.stopping import Stopped, TrainingMonitor, exit_code_for, stop_signals
+from ddp_workbook.runs.stopping import Stopped, StopRequest, TrainingMonitor, exit_code_for, stop_signals
+from ddp_workbook.runs.streams import open_standard_streams
 from ddp_workbook.training.datasets import Dataset, load_dataset
 from ddp_workbook.training.loader import TrainLoader
 from ddp_workbook.training.loop import Callback, fit
@@ -58,27 +60,29 @@ def run(config: TrainConfig, options: CheckpointOptions, world: World, callbacks
     backend = choose_backend(config.backend, device, world.local_size)  # NEW: the library that sends the gradients
     set_threads(config, world.local_size)
 
-    with process_group(world, backend, device):  # NEW: the ranks meet
-        require_agreement(facts_asked(config, options, Path(__file__)))  # NEW: or they would train different models
+    with ExitStack() as held:  # the lock, from when the data are loaded until the figure is drawn
+        with process_group(world, backend, device):  # NEW: the ranks meet
+            require_agreement(facts_asked(config, options, Path(__file__)))  # NEW: or they would train different models
 
-        # 2. The data: every rank holds all images and visits its own shard of them, reshuffled each epoch.
-        with refused_together():  # NEW: bad input of one rank ends them all
-            precision = choose_precision(config.precision, device)
-            check_comm_hook(config.comm_hook, device, world)  # NEW: not every hook works everywhere
-            outputs = RunOutputs(config, world, backend)
-            data = load_dataset(config)
-            loader = TrainLoader(data, config, world, device)  # NEW: world decides which shard
-            callbacks = [*progress_callbacks(config, world, loader.steps), *callbacks]
-        require_agreement(facts_found(device, precision, data.info()))  # NEW
-        if world.is_main and data.note:
-            print(data.note, flush=True)
+            # 2. The data: every rank holds all images and visits its own shard of them, reshuffled each epoch.
+            with refused_together():  # NEW: bad input of one rank ends them all
+                precision = choose_precision(config.precision, device)
+                check_comm_hook(config.comm_hook, device, world)  # NEW: not every hook works everywhere
+                outputs = RunOutputs(config, world, backend)
+                data = load_dataset(config)
+                loader = TrainLoader(data, config, world, device)  # NEW: world decides which shard
+                callbacks = [*progress_callbacks(config, world), *callbacks]
+            require_agreement(facts_found(device, precision, data.info()))  # NEW
+            if world.is_main and data.note:
+                print(data.note, flush=True)
 
-        with outputs.locked():
-            if from_main(lambda: outputs.is_finished(options.resume, data)):
-                return False
-            result = train(config, options, world, outputs, data, loader, callbacks)
-    if result:  # rank 0, after the ranks have parted: a figure that fails must not look like a lost connection
-        draw(result)
+            held.enter_context(outputs.locked())
+            with stop_signals(world) as request:
+                if from_main(lambda: outputs.is_finished(options.resume, data)):
+                    return False
+                result = train(config, options, world, outputs, data, loader, callbacks, request)
+        if result:  # rank 0, after the ranks have parted: a figure that fails must not look like a lost connection
+            draw(result, outputs.figure)
     return True
 
 
@@ -90,6 +94,7 @@ def train(
     data: Dataset,
     loader: TrainLoader,
     callbacks: Sequence[Callback],
+    request: StopRequest,
 ) -> RunRecord | None:
     """Build, train, save; returns the record on rank 0. The model is released before the process group ends."""
     # 3. Model and optimizer: the same weights on every rank; under torchrun DDP averages their gradients.
@@ -100,31 +105,30 @@ def train(
     checkpoints.resume(state)
 
     # 4. The epochs. Inside, loss.backward() is where DDP communicates; optimizer.step() is local.
-    with stop_signals(world) as request:
-        monitor = TrainingMonitor(request, before_stop=checkpoints.save)
-        tested = fit(state, loader, data, config, world, [*callbacks, monitor, checkpoints])
+    monitor = TrainingMonitor(request, before_stop=checkpoints.save)
+    tested = fit(state, loader, data, config, world, [*callbacks, monitor, checkpoints])
 
-        # 5. The files: every rank reports its memory and its test images; rank 0 writes, and only it gets the record.
-        result = outputs.save(state, tested, data)
-        checkpoints.remove()
+    # 5. The files: every rank reports its memory and its test images; rank 0 writes, and only it gets the record.
+    result = outputs.save(state, tested, data)
+    checkpoints.remove()
     if result:
         print(describe_result(result), flush=True)
     return result
 
 
-def draw(run: RunRecord) -> None:
+def draw(run: RunRecord, path: Path) -> None:
     """The figure of a distributed run; notebook 02 draws the baseline's."""
     if run.kind == "distributed":
         from ddp_workbook.analysis import plots  # here, so that training does not wait for matplotlib
 
         _, history = load_run(run.config.run_dir, run.kind)
-        path = run.config.run_dir / f"training_plots_worldsize_{run.world.processes}.png"
         plots.write_png(plots.training_plots(run, history), path)
 
 
 @record  # NEW: torchrun then shows the error of the rank that failed first
 def main(arguments: Sequence[str] | None = None, callbacks: Sequence[Callback] = ()) -> None:
     """Run with these arguments (None: those of the command line), and exit with a code other than 0 after an error."""
+    open_standard_streams()
     world = World()
     try:
         world = read_world()  # NEW: which process am I, and how many are we?

@@ -129,7 +129,7 @@ def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(tmp_path):
     assert exact == len(recovery)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if os.name == "posix" else [])])
 def test_a_signal_leaves_a_checkpoint_and_no_process(number, tmp_path):
     """To the script without torchrun, and to torchrun, in turn."""
     launchers = [[sys.executable], TORCHRUN]
