@@ -109,8 +109,12 @@ def finish(reused: bool = False) -> None:
         print(f"this notebook took {_duration(seconds)} here, with the training of an earlier run")
         return
     folder = Path("results") / _clock["recipe"]
-    times = _times(folder).seconds | {_clock["notebook"]: seconds}
-    save_record(NotebookTimes(seconds=times), folder / "notebook_times.json")
+    try:
+        earlier = _times(folder).seconds
+    except InputError as error:
+        earlier = {}
+        print(f"the earlier times are lost ({str(error).partition(';')[0]}); the file is written anew")
+    save_record(NotebookTimes(seconds=earlier | {_clock["notebook"]: seconds}), folder / "notebook_times.json")
     print(f"this notebook took {_duration(seconds)} here")
 
 

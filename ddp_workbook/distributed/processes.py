@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from multiprocessing.process import BaseProcess
 import psutil
 
 from ddp_workbook.distributed.parent import end_with_owner, kill_family
+from ddp_workbook.errors import InputError
 
 MOST_PROCESSES = 64
 # Imported by the server, if they are there: what a rank will need. Names, not imports: nothing here depends on them.
@@ -40,6 +42,18 @@ def process_context() -> BaseContext:
     return context
 
 
+def _start(process: BaseProcess) -> None:
+    try:
+        process.start()
+    except OSError as error:
+        if "AF_UNIX" not in str(error):
+            raise
+        raise InputError(
+            f"the name of the temporary folder, TMPDIR={tempfile.gettempdir()}, is too long for a socket in it; "
+            f"set TMPDIR to a folder with a shorter name, such as /tmp"
+        ) from None
+
+
 @contextmanager
 def started(
     target: Callable[..., None], arguments: Sequence[tuple], seconds_to_stop: float, duplex: bool = True
@@ -58,8 +72,9 @@ def started(
             ours, theirs = context.Pipe(duplex)
             pipes.append(ours)
             # Not as a daemon, which multiprocessing forbids to have child processes, such as a DataLoader's.
-            workers.append(context.Process(target=_begin, args=(target, *each, theirs), daemon=False))
-            workers[-1].start()
+            process = context.Process(target=_begin, args=(target, *each, theirs), daemon=False)
+            workers.append(process)
+            _start(process)
             theirs.close()
         yield pipes
         for pipe in pipes:

@@ -16,7 +16,7 @@ import torch
 
 from ddp_workbook.devices import choose_threads
 from ddp_workbook.distributed.launch import LaunchError, check_process_count
-from ddp_workbook.distributed.process_group import bind_to_loopback
+from ddp_workbook.distributed.process_group import bind_to_loopback, require_interface
 from ddp_workbook.distributed.processes import started
 from ddp_workbook.distributed.quiet_gloo import silence_gloo
 from ddp_workbook.distributed.rendezvous import ADDRESS, serve_store
@@ -34,6 +34,7 @@ def run_on_ranks(
     server that has torch imported (processes.process_context), so a cell does not wait for torchrun and its imports.
     """
     check_process_count(processes)
+    require_interface()
     store = serve_store()  # as torchrun's agent would serve it, but on loopback only
     arguments = [(code, _variables(rank, processes, store.port)) for rank in range(processes)]
     with started(_run, arguments, SECONDS_TO_STOP, duplex=False) as pipes:
