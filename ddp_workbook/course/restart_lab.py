@@ -41,7 +41,7 @@ class EventLog:
         self.started = False
 
     def log(self, event: str, epoch: int | None = None) -> None:
-        line = json.dumps({"time": time.time(), "event": event, "epoch": epoch})
+        line = json.dumps({"time": time.monotonic(), "event": event, "epoch": epoch})
         with self.path.open("a", encoding="utf-8") as file:  # one short write: lines of several ranks do not mix
             file.write(line + "\n")
 
@@ -80,15 +80,15 @@ def run_logged(
     """
     folder.mkdir(parents=True)
     config = replace(config, results_dir=folder / "results", checkpoint_dir=folder / "checkpoints")
-    log, started = folder / "events.jsonl", time.time()
+    log, started = folder / "events.jsonl", time.monotonic()
     arguments = [str(log), str(kill_after), *to_flags(config), "--checkpoint-every", str(every)]
     torchrun(arguments, processes, Path(__file__), on_line=lambda _: None, restarts=1)
-    timeline = read_timeline(log, started, time.time() - started)
+    timeline = read_timeline(log, started, time.monotonic() - started)
     return timeline, read_checkpoint(model_path(config, "distributed"))["model"]
 
 
 def read_timeline(log: Path, started: float, seconds: float) -> Timeline:
-    """The timeline from the events in the file; `started` in seconds since 1970."""
+    """The timeline from the events in the file; `started` on their clock, time.monotonic(), which processes share."""
     timeline = Timeline(seconds)
     for line in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
         when = line["time"] - started
