@@ -80,9 +80,10 @@ class RunOutputs:
         with ExitStack() as stack:
 
             def take() -> None:
-                for path in self.locks:
-                    stack.enter_context(lock(path, advice))
-                self._clean_up()
+                if self.world.is_main:
+                    for path in self.locks:
+                        stack.enter_context(lock(path, advice))
+                    self._clean_up()
 
             from_main(take)
             yield

@@ -91,7 +91,7 @@ def save_run_files(folder, data):
 
 
 def test_a_finished_run_is_found_again_only_with_its_settings_and_a_complete_model(tmp_path):
-    run, data = make_run()[0], make_data(train=800, test=200, classes=2)
+    run, data = make_run()[0], replace(make_data(train=800, test=200, classes=2), name="digits")
     config = replace(run.config, results_dir=tmp_path, checkpoint_dir=tmp_path)
     assert finished_run(config, "baseline", 1, data) is None
     saved = save_run_files(config.run_dir, data)
@@ -110,7 +110,7 @@ def test_a_finished_run_is_found_again_only_with_its_settings_and_a_complete_mod
     assert finished_run(config, "baseline", 2, data) is None
     assert finished_run(config, "distributed", 1, data) is None
     assert finished_run(replace(config, lr=1.0), "baseline", 1, data) is None
-    assert finished_run(config, "baseline", 1, make_data(train=801, test=200, classes=2)) is None
+    assert finished_run(config, "baseline", 1, replace(data, classes=("other", "names"))) is None
 
 
 def test_a_finished_run_is_not_trained_again_by_resume(tmp_path, capsys):
@@ -209,13 +209,16 @@ def test_an_earlier_run_stays_complete_when_writing_fails(fails, trained, monkey
     *ended, config = trained
     files = RunOutputs(config, SERIAL, BACKEND)
     assert files.save(*ended)
-    earlier = finished_run(config, "baseline", 1)
+    earlier = finished_run(config, "baseline", 1, ended[-1])
+    assert earlier
     present = set(config.results_dir.parent.rglob("*"))
 
     def fail(*arguments):
         raise InputError("no space left")
 
-    ended[0].history[-1] = ended[0].history[-1].model_copy(update={"train_seconds": 1.0})  # another run
+    epoch = ended[0].history[-1]
+    slower = {"train_seconds": 2 * epoch.train_seconds, "images_per_second": epoch.images_per_second / 2}
+    ended[0].history[-1] = epoch.model_copy(update=slower)  # another run
     monkeypatch.setattr(outputs, fails, fail)
     with pytest.raises(InputError, match="no space left"):
         files.save(*ended)
