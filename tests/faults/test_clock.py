@@ -40,5 +40,5 @@ def test_a_clock_that_was_set_back_makes_no_run_older(tmp_path, monkeypatch):
     assert train(config, make_data())
     monkeypatch.setattr(outputs, "datetime", Clock1970)
     assert train(replace(config, seed=1), make_data())
-    run, _ = finished_run(replace(config, seed=1), "baseline", 1)
+    run, _ = finished_run(replace(config, seed=1), "baseline", 1, make_data())
     assert run.finished_at == "1970-01-01T00:01:00+00:00"

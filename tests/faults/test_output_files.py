@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import make_data
 from helper_interrupted_runs import SERIAL, SMALL, in_folder, stop_early, train, use_tiny_model_and_check_every_step
+from torch import nn
 
 import distributed_train
 from ddp_workbook.config import TrainConfig
@@ -16,7 +17,7 @@ from ddp_workbook.distributed.process_group import World
 from ddp_workbook.errors import InputError
 from ddp_workbook.records.files import load_record, save_record
 from ddp_workbook.records.run import RunRecord, load_run, model_path, record_paths
-from ddp_workbook.runs.checkpoint import checkpoint_folder, read_checkpoint, saved_checkpoints
+from ddp_workbook.runs.checkpoint import checkpoint_folder, read_checkpoint, saved_checkpoints, write_checkpoint
 from ddp_workbook.runs.outputs import RunOutputs, finished_run
 from ddp_workbook.runs.resume import newest_complete
 
@@ -157,28 +158,29 @@ def test_a_result_of_another_user_in_a_folder_like_tmp(nobody):
 # A model and a record that do not belong together
 
 
-def test_a_model_of_another_run_is_not_taken_for_this_ones(stopped):
-    assert train(stopped, make_data(), resume=True)
-    path = model_path(stopped, "baseline")
-    complete = path.read_bytes()
-    other = in_folder(replace(SMALL, seed=7), stopped.results_dir.parent / "other")
-    assert train(other, make_data())
-    path.write_bytes(model_path(other, "baseline").read_bytes())
-    assert finished_run(stopped, "baseline", 1) is None
-    path.write_bytes(complete)
-    assert finished_run(stopped, "baseline", 1)
+@pytest.fixture
+def finished(tmp_path):
+    """The configuration of a run that has finished."""
+    config = in_folder(replace(SMALL, epochs=1), tmp_path)
+    assert train(config, make_data())
+    return config
 
 
-def test_a_history_that_was_changed_or_is_of_another_run_is_refused(stopped):
-    assert train(stopped, make_data(), resume=True)
-    metrics, history = record_paths(stopped.run_dir, "baseline")
+def test_a_model_of_another_run_is_not_taken_for_this_ones(finished):
+    assert finished_run(finished, "baseline", 1, make_data())
+    write_checkpoint(model_path(finished, "baseline"), finished, make_data().fingerprint, nn.Linear(3, 2))
+    assert finished_run(finished, "baseline", 1, make_data()) is None
+
+
+def test_a_history_that_was_changed_or_is_of_another_run_is_refused(finished):
+    metrics, history = record_paths(finished.run_dir, "baseline")
     text = history.read_text()
     history.write_text(text.replace("\n", "\r\n"))  # as git may check it out on Windows
-    assert load_run(stopped.run_dir, "baseline")
-    history.write_text(text.replace('"epoch": 1', '"epoch": 2', 1))
+    assert load_run(finished.run_dir, "baseline")
+    history.write_text(text.replace('"learning_rate": ', '"learning_rate": 1', 1))
     with pytest.raises(InputError, match="was changed, or is of another run"):
-        load_run(stopped.run_dir, "baseline")
+        load_run(finished.run_dir, "baseline")
     older = load_record(RunRecord, metrics).model_copy(update={"history_sha256": None, "model_sha256": None})
     save_record(older, metrics)  # of an earlier version, which named no files
     history.write_text(text)
-    assert finished_run(stopped, "baseline", 1)
+    assert finished_run(finished, "baseline", 1, make_data())

@@ -44,7 +44,7 @@ def save(config, arguments):
 
 def complete_run(configs, ended):
     """Which of the runs is on disk, 0 or 1: exactly one of them, with its own record, history and weights."""
-    found = [number for number, config in enumerate(configs) if finished_run(config, "baseline", 1)]
+    found = [number for number, config in enumerate(configs) if finished_run(config, "baseline", 1, ended[0][1][2])]
     assert len(found) == 1
     run, history = load_run(configs[0].run_dir, "baseline")
     state = ended[found[0]][1][0]
