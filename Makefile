@@ -25,7 +25,7 @@ test-oldest: $(OLDEST)/ready
 
 # Runs that are killed, stopped, cut off and starved of disk, many times over: most of an hour. FAULT_TRIES=5 for a few.
 test-faults: $(READY)
-	$(BIN)/pytest -s tests/faults
+	FAULTS=full $(BIN)/pytest -s tests/faults
 
 # The training loop against the bare step, and against what people use instead: an hour, alone on the machine, please.
 bench: $(READY)

@@ -9,6 +9,7 @@ import time
 
 import pytest
 from conftest import ROOT
+from helper_tries import tries
 from PIL import Image
 
 FLAGS = ["--recipe", "mlp-digits", "--device", "cpu", "--precision", "fp32", "--threads", "1", "--batch-size", "4"]
@@ -95,7 +96,7 @@ def no_images(folder):
 CASES = [other_rates, other_images, no_images]
 
 
-@pytest.mark.parametrize("case", CASES[: int(os.environ.get("FAULT_TRIES", len(CASES)))])
+@pytest.mark.parametrize("case", CASES[: tries(len(CASES))])
 def test_machines_that_disagree_end_soon_and_say_why(case, tmp_path):
     flags, answers = case(tmp_path)
     machines = start_two(tmp_path, flags)

@@ -1,7 +1,7 @@
 """Parents that are killed: the owner of ranks and worker pools, the runner of notebooks, torchrun.
 
 Whatever they have started ends by itself: busy, waiting for other ranks, stopped, or in a long call into C.
-FAULT_TRIES sets the number of tries; without it, one.
+See helper_tries for the number of tries.
 """
 
 import os
@@ -15,11 +15,12 @@ import nbformat
 import psutil
 import pytest
 from conftest import ROOT
+from helper_tries import tries
 
 from ddp_workbook.records.files import lock
 from ddp_workbook.runs.resume import newest_complete
 
-TRIES = int(os.environ.get("FAULT_TRIES", "1"))
+TRIES = tries(10)
 SECONDS_TO_START = 120
 SECONDS_TO_END = 5
 MARK = "DDP_TEST_MARK"
