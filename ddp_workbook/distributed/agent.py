@@ -6,13 +6,19 @@ with it. The one that launch.py starts, which is this module as a program, ends 
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from ddp_workbook.distributed import rendezvous
 from ddp_workbook.distributed.parent import end_with_parent
 from ddp_workbook.distributed.process_group import LostConnection, World
+from ddp_workbook.distributed.processes import silent_death
 
 
 def end_with_torchrun(world: World) -> None:
@@ -33,10 +39,19 @@ def end_with_torchrun(world: World) -> None:
 
 
 def main() -> None:
-    """torchrun for launch.py: the arguments are the process that it must not outlive, and torchrun's own."""
+    """torchrun for launch.py, which reports its failures; the arguments are its parent and those of torchrun."""
     parent, *arguments = sys.argv[1:]
     end_with_parent(int(parent))
-    rendezvous.main(arguments)
+    try:
+        rendezvous.main(arguments)
+    except SignalException as stop:
+        sys.exit(128 + stop.sigval)
+    except ChildFailedError as failed:
+        rank, failure = failed.get_first_failure()
+        if failure.exitcode < 0:  # ended by a signal, so it could not leave a message itself
+            message = silent_death(rank, failure.exitcode)
+            Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": message}), encoding="utf-8")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

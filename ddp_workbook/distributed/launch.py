@@ -138,7 +138,7 @@ class Launch:
     def _last_lines(self) -> Iterator[str]:
         """What the ranks printed while they stopped, without torchrun's own words about that."""
         with suppress(queue.Empty):
-            while (line := self._lines.get_nowait()) is not None and not line.startswith("Traceback"):
+            while (line := self._lines.get_nowait()) is not None:
                 if not TORCHRUN_LOG.match(line):
                     yield line
 

@@ -57,11 +57,12 @@ def _start(process: BaseProcess) -> None:
 @contextmanager
 def started(
     target: Callable[..., None], arguments: Sequence[tuple], seconds_to_stop: float, duplex: bool = True
-) -> Iterator[list[Connection]]:
-    """Run target(*arguments, pipe) in one process for each tuple of arguments; yields our ends of the pipes.
+) -> Iterator[tuple[list[Connection], list[BaseProcess]]]:
+    """Run target(*arguments, pipe) in one process for each tuple of arguments.
 
-    After the block our ends are closed and the processes get `seconds_to_stop` to end by themselves, then they are
-    killed. After an error in the block, and when this process ends inside it, they are killed at once.
+    Yields our ends of the pipes, and the processes. After the block our ends are closed and the processes get
+    `seconds_to_stop` to end by themselves, then they are killed. After an error in the block, and when this process
+    ends inside it, they are killed at once.
     """
     context = process_context()
     pipes: list[Connection] = []
@@ -76,7 +77,7 @@ def started(
             workers.append(process)
             _start(process)
             theirs.close()
-        yield pipes
+        yield pipes, workers
         for pipe in pipes:
             pipe.close()
         _end(workers, seconds_to_stop)
@@ -107,3 +108,23 @@ def _end(workers: Sequence[BaseProcess], patience: float) -> None:
                 with suppress(psutil.NoSuchProcess):
                     kill_family(psutil.Process(worker.pid))
                 worker.join()
+
+
+def first_death(workers: Sequence[BaseProcess], suspect: int | None = None) -> str | None:
+    """What to say about the rank that a signal has ended, else about the suspect, whose pipe is closed.
+
+    None: there is neither. An error on another rank may only follow from such a death.
+    """
+    if suspect is not None:
+        workers[suspect].join(1)  # until its exit code is known
+    codes = [worker.exitcode or 0 for worker in workers]
+    dead = next((rank for rank, code in enumerate(codes) if code < 0), suspect)
+    return None if dead is None else silent_death(dead, codes[dead])
+
+
+def silent_death(rank: int, code: int) -> str:
+    """What to say about a rank that ended with this exit code, below 0 for a signal, and without an error."""
+    cause = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+    if cause == "SIGKILL":
+        cause += ", perhaps because memory ran out"
+    return f"rank {rank} died without an error of its own ({cause})"

@@ -11,13 +11,14 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 
 import torch
 
 from ddp_workbook.devices import choose_threads
 from ddp_workbook.distributed.launch import LaunchError, check_process_count
 from ddp_workbook.distributed.process_group import bind_to_loopback, require_interface
-from ddp_workbook.distributed.processes import started
+from ddp_workbook.distributed.processes import first_death, started
 from ddp_workbook.distributed.quiet_gloo import silence_gloo
 from ddp_workbook.distributed.rendezvous import ADDRESS, serve_store
 
@@ -37,8 +38,8 @@ def run_on_ranks(
     require_interface()
     store = serve_store()  # as torchrun's agent would serve it, but on loopback only
     arguments = [(code, _variables(rank, processes, store.port)) for rank in range(processes)]
-    with started(_run, arguments, SECONDS_TO_STOP, duplex=False) as pipes:
-        _listen(pipes, on_line)
+    with started(_run, arguments, SECONDS_TO_STOP, duplex=False) as (pipes, workers):
+        _listen(pipes, workers, on_line)
 
 
 def _variables(rank: int, processes: int, port: int) -> dict[str, str]:
@@ -54,7 +55,7 @@ def _variables(rank: int, processes: int, port: int) -> dict[str, str]:
     }
 
 
-def _listen(pipes: Sequence[Connection], on_line: Callable[[str], None]) -> None:
+def _listen(pipes: Sequence[Connection], workers: Sequence[BaseProcess], on_line: Callable[[str], None]) -> None:
     """Pass lines on until every rank has ended; raise LaunchError when one fails."""
     running = {pipe: rank for rank, pipe in enumerate(pipes)}
     while running:
@@ -62,11 +63,11 @@ def _listen(pipes: Sequence[Connection], on_line: Callable[[str], None]) -> None
             try:
                 kind, text = pipe.recv()
             except (EOFError, OSError):
-                raise LaunchError(f"rank {running[pipe]} died without an error of its own") from None
+                raise LaunchError(first_death(workers, running[pipe])) from None
             if kind == "line":
                 on_line(text)
             elif kind == "error":
-                raise LaunchError(f"rank {running[pipe]} failed:\n{text}")
+                raise LaunchError(first_death(workers) or f"rank {running[pipe]} failed:\n{text}")
             else:
                 del running[pipe]
 

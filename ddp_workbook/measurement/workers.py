@@ -21,7 +21,7 @@ from ddp_workbook.config import TrainConfig
 from ddp_workbook.devices import choose_backend, choose_device, set_threads
 from ddp_workbook.distributed.launch import LaunchError
 from ddp_workbook.distributed.process_group import World, bind_to_loopback
-from ddp_workbook.distributed.processes import started
+from ddp_workbook.distributed.processes import first_death, started
 from ddp_workbook.distributed.quiet_gloo import silence_gloo
 from ddp_workbook.training.datasets import Dataset, load_dataset
 from ddp_workbook.training.loader import Batch, TrainLoader
@@ -115,7 +115,7 @@ class WorkerPool:
             World(rank, self.processes, rank, self.processes, self.processes > 1) for rank in range(self.processes)
         ]
         arguments = [(self.config, world, str(Path(folder) / "store")) for world in worlds]
-        self.pipes = self.stack.enter_context(started(_work, arguments, SECONDS_TO_STOP))
+        self.pipes, self.workers = self.stack.enter_context(started(_work, arguments, SECONDS_TO_STOP))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -126,17 +126,17 @@ class WorkerPool:
 
         Raises LaunchError with the error of the rank that failed first.
         """
+        results: dict[Connection, Any] = {}
         try:
             for pipe in self.pipes:
                 pipe.send((function, arguments))
-            results: dict[Connection, Any] = {}
             while len(results) < len(self.pipes):
                 for pipe in wait([pipe for pipe in self.pipes if pipe not in results]):
                     works, results[pipe] = pipe.recv()
                     if not works:  # the others may wait for this rank for ever
-                        raise LaunchError(f"{self.name!r}: {results[pipe]}")
-        except (EOFError, OSError) as error:
-            raise LaunchError(f"a process of {self.name!r} died; its own message is above") from error
+                        raise LaunchError(f"{self.name!r}: {first_death(self.workers) or results[pipe]}")
+        except (EOFError, OSError):
+            raise LaunchError(f"{self.name!r}: {first_death(self.workers, self.pipes.index(pipe))}") from None
         return [results[pipe] for pipe in self.pipes]
 
 

@@ -66,7 +66,7 @@ NOT_LEFT = """
     if __name__ == "__main__":
         processes.process_context = lambda: multiprocessing.get_context("spawn")
         block = processes.started(busy, [(), ()], seconds_to_stop=60)
-        for pipe in block.__enter__():
+        for pipe in block.__enter__()[0]:
             pipe.recv()
 """
 

@@ -74,10 +74,12 @@ def test_an_exit_with_a_code_is_a_failure(code):
         run_on_ranks(code, 1)
 
 
-@pytest.mark.parametrize("code", ["import os; os._exit(3)", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"])
-def test_a_rank_that_dies_is_reported(code):
-    with pytest.raises(LaunchError, match="rank 0 died without an error of its own"):
-        run_on_ranks(code, 1)
+@pytest.mark.parametrize(
+    ("code", "cause"), [("os._exit(3)", "exit code 3"), ("os.kill(os.getpid(), 9)", "SIGKILL, perhaps because memory")]
+)
+def test_a_rank_that_dies_is_reported(code, cause):
+    with pytest.raises(LaunchError, match=rf"^rank 1 died without an error of its own \({cause}"):
+        run_on_ranks(f"import os, time\nif os.environ['RANK'] == '1': {code}\ntime.sleep(60)", 2)
 
 
 def test_an_interrupt_leaves_no_process():
