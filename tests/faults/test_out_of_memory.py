@@ -1,4 +1,4 @@
-"""A rank without memory: one that may not have more gets an error; one that the system kills is covered by its SIGKILL."""
+"""A rank without memory. One that the system kills for it looks like every rank that gets SIGKILL: test_ranks.py."""
 
 import sys
 
