@@ -13,6 +13,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from traceback import clear_frames
 
 import psutil
 
@@ -42,18 +43,6 @@ def process_context() -> BaseContext:
     return context
 
 
-def _start(process: BaseProcess) -> None:
-    try:
-        process.start()
-    except OSError as error:
-        if "AF_UNIX" not in str(error):
-            raise
-        raise InputError(
-            f"the name of the temporary folder, TMPDIR={tempfile.gettempdir()}, is too long for a socket in it; "
-            f"set TMPDIR to a folder with a shorter name, such as /tmp"
-        ) from None
-
-
 @contextmanager
 def started(
     target: Callable[..., None], arguments: Sequence[tuple], seconds_to_stop: float, duplex: bool = True
@@ -73,9 +62,8 @@ def started(
             ours, theirs = context.Pipe(duplex)
             pipes.append(ours)
             # Not as a daemon, which multiprocessing forbids to have child processes, such as a DataLoader's.
-            process = context.Process(target=_begin, args=(target, *each, theirs), daemon=False)
-            workers.append(process)
-            _start(process)
+            workers.append(context.Process(target=_begin, args=(target, *each, theirs), daemon=False))
+            _start(workers[-1])
             theirs.close()
         yield pipes, workers
         for pipe in pipes:
@@ -86,6 +74,20 @@ def started(
         for pipe in pipes:
             pipe.close()
         atexit.unregister(kill)
+
+
+def _start(worker: BaseProcess) -> None:
+    """Interrupted before the server has started it, the process must not start any more."""
+    try:
+        worker.start()
+    except BaseException as error:
+        clear_frames(error.__traceback__)  # they hold the pipe without which it ends: see end_with_owner()
+        if "AF_UNIX" not in str(error):
+            raise
+        raise InputError(
+            f"the name of the temporary folder, TMPDIR={tempfile.gettempdir()}, is too long for a socket in it; "
+            f"set TMPDIR to a folder with a shorter name, such as /tmp"
+        ) from None
 
 
 def _begin(target: Callable[..., None], *arguments: object) -> None:

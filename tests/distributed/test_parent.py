@@ -77,6 +77,40 @@ def test_python_ends_without_waiting_for_processes_whose_block_was_never_left(tm
     subprocess.run([sys.executable, path], env={"PYTHONPATH": str(ROOT)}, timeout=30, check=True)
 
 
+INTERRUPTED = """
+    import os, signal, threading, time
+    import psutil
+    from ddp_workbook.distributed import processes
+
+    def busy(pipe):
+        while True:
+            pass
+
+    if __name__ == "__main__":
+        processes.PRELOADED = ("slow",)
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            with processes.started(busy, [()], 1):
+                raise AssertionError("the fork server was faster than the interrupt")
+        except KeyboardInterrupt as error:
+            kept = error  # as a notebook keeps it
+        time.sleep(2)
+        print([one.pid for child in psutil.Process().children() for one in child.children()])
+"""
+
+
+def test_an_interrupt_while_the_fork_server_starts_leaves_no_process(tmp_path):
+    (tmp_path / "slow.py").write_text("import time; time.sleep(1.5)")
+    path = tmp_path / "program.py"
+    path.write_text(textwrap.dedent(INTERRUPTED))
+    path_of_python = os.pathsep.join([str(ROOT), str(tmp_path)])
+    done = subprocess.run(
+        [sys.executable, path], env={"PYTHONPATH": path_of_python}, capture_output=True, text=True, timeout=30,
+        check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 @pytest.fixture
 def watched(monkeypatch):
     """The parents that this process would end with, if it did not belong to the test."""
