@@ -95,15 +95,22 @@ class _Client(NotebookClient):
     def _stop(self, number: int) -> None:
         """The first signal interrupts the cell; a second one does not wait for its end."""
         if self.stopped_by:
-            self.tasks.append(asyncio.ensure_future(self.km.signal_kernel(signal.SIGKILL)))
+            self._send(signal.SIGKILL)
             return
         self.stopped_by = number
         if self.executing:
-            self._interrupt()
+            self._send(signal.SIGINT)
         print("        stopping; once more: at once, without a checkpoint", flush=True)
 
-    def _interrupt(self) -> None:
-        self.tasks.append(asyncio.ensure_future(self.km.interrupt_kernel()))
+    def _send(self, number: int) -> None:
+        """A signal to the kernel and the processes of its cells."""
+
+        async def send() -> None:
+            if self.km:
+                with suppress(RuntimeError):  # it has ended
+                    await self.km.signal_kernel(number)
+
+        self.tasks.append(asyncio.ensure_future(send()))
 
     @property
     def place(self) -> str:
@@ -111,22 +118,24 @@ class _Client(NotebookClient):
         return f"{self.name}, cell {self.number} of {len(self.cells)}"
 
     def _announce(self, cell: NotebookNode, cell_index: int) -> None:
-        if self.stopped_by:
-            raise _Stopped
         self.cell_started, self.rest, self.executing = time.monotonic(), "", False
         if cell_index in self.cells and cell.source.strip():
             self.number = number = self.cells.index(cell_index) + 1
             minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
             first = next((line for line in cell.source.splitlines() if line.strip()), "")[:60]
             print(f"[{minutes:>2}:{seconds:02}] {self.name}  cell {number}/{len(self.cells)}  {first}", flush=True)
+        if self.stopped_by:
+            raise _Stopped
 
     def process_message(self, msg: dict, cell: NotebookNode, cell_index: int) -> NotebookNode | None:
         if msg["msg_type"] == "execute_input":  # from now on an interrupt ends the cell
             self.executing = True
             if self.stopped_by:
-                self._interrupt()
-        elif msg["msg_type"] == "status" and msg["content"]["execution_state"] == "idle" and self.stopped_by:
-            self.tasks[0].cancel()  # a cell that is interrupted very early ends without the reply that is waited for
+                self._send(signal.SIGINT)
+        elif msg["msg_type"] == "status" and msg["content"]["execution_state"] == "idle":
+            self.executing = False
+            if self.stopped_by:
+                self.tasks[0].cancel()  # a cell that is interrupted very early ends without the awaited reply
         if msg["msg_type"] == "stream" and msg["content"]["name"] == "stdout":
             self._show(msg["content"]["text"])
         return super().process_message(msg, cell, cell_index)
