@@ -89,7 +89,6 @@ class _Client(NotebookClient):
             if handler is not signal.SIG_IGN:
                 with suppress(NotImplementedError):
                     asyncio.get_running_loop().add_signal_handler(number, self._stop, number)
-        self.km.shutdown_wait_time = SECONDS_TO_END
         await super().async_start_new_kernel(env=os.environ | {IN_COURSE: "1"}, **kwargs)
 
     def _stop(self, number: int) -> None:
@@ -98,6 +97,8 @@ class _Client(NotebookClient):
             self._send(signal.SIGKILL)
             return
         self.stopped_by = number
+        if self.km:
+            self.km.shutdown_wait_time = SECONDS_TO_END
         if self.executing:
             self._send(signal.SIGINT)
         print("        stopping; once more: at once, without a checkpoint", flush=True)
