@@ -92,9 +92,9 @@ def test_the_runner_ends_by_a_signal_at_any_moment(tmp_path):
         assert "01_environment_setup" in process.stdout.readline()
         time.sleep(DRAWS.uniform(0, 3))
         code, _, err = end(process, number)
-        lines = [line for line in err.splitlines() if "KeyboardInterrupt caught in kernel" not in line]
-        assert (code, len(lines)) == (128 + number, 1), err
-        assert "to resume: the same command" in lines[0]
+        assert code == 128 + number
+        assert "Traceback" not in err  # a kernel may say something of its own: that it was interrupted very early
+        assert [": the same command" in line for line in err.splitlines() if line.startswith("stopped by")] == [True]
 
 
 def test_a_retraining_that_is_stopped_goes_on_without_the_flag(tmp_path, monkeypatch):
