@@ -1,7 +1,7 @@
 """Parents that are killed: the owner of ranks and worker pools, the runner of notebooks, torchrun.
 
 Whatever they have started ends by itself: busy, waiting for other ranks, stopped, or in a long call into C.
-See helper_tries for the number of tries.
+See helper_tries for the number of tries; a single one has fewer processes.
 """
 
 import os
@@ -167,8 +167,9 @@ KINDS = {
     "owner of ranks and a pool": (start_owner, enter_states),
     "runner": (start_runner, lambda family: family.wait_for("ready", 2)),
     "torchrun, a rank stopped": (start_torchrun, stop_rank_1),
-    "torchrun": (start_torchrun, lambda family: family.wait_for("epoch ")),
 }
+if TRIES > 1:
+    KINDS["torchrun"] = (start_torchrun, lambda family: family.wait_for("epoch "))
 
 
 @pytest.fixture
@@ -207,5 +208,6 @@ def test_nothing_outlives_its_parent(number, families, tmp_path):
     for path in tmp_path.rglob(".*.lock"):
         with lock(path, "a process still has it"):
             pass
-    for kind in ("torchrun", "torchrun, a rank stopped"):
-        assert newest_complete(families[kind].folder / "checkpoints" / "distributed_mlp_digits", print)
+    for kind, family in families.items():
+        if "torchrun" in kind:
+            assert newest_complete(family.folder / "checkpoints" / "distributed_mlp_digits", print)
