@@ -20,7 +20,6 @@ IN_COURSE = "DDP_WORKBOOK_COURSE"
 @contextmanager
 def course_of(results: Path) -> Iterator[None]:
     """Hold the folder for a course. Raises InputError, naming the process, when another one is at work there."""
-    require_writable(results)
     with _course_lock(results), measuring_alone(results):
         yield
 
@@ -31,4 +30,5 @@ def choosing(results: Path) -> AbstractContextManager[None]:
 
 
 def _course_lock(results: Path) -> AbstractContextManager[None]:
+    require_writable(results)
     return lock(results / ".course.lock", "wait for it, or work in a copy of the workbook's folder")
