@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -13,6 +15,7 @@ from ddp_workbook.course.interrupts import Interrupted, stop_signals_raise
 from ddp_workbook.errors import InputError, error_line
 from ddp_workbook.flags import parse_command
 from ddp_workbook.recipes import EMBEDDED, get_recipe, serial_recipe
+from ddp_workbook.runs.streams import WatchedOutput, open_standard_streams
 
 
 def run(
@@ -154,8 +157,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def main() -> None:
+    open_standard_streams()
+    output = WatchedOutput(sys.stdout, on_loss=lambda: signal.raise_signal(signal.SIGTERM))  # nobody can read it
     try:
-        with stop_signals_raise():
+        with stop_signals_raise(), redirect_stdout(output):
             parse_command(COMMANDS, sys.argv[1:], prog="ddp-workbook", description=__doc__)()
     except InputError as error:
         print(error_line("ddp-workbook", error), file=sys.stderr)

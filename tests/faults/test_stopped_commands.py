@@ -84,6 +84,19 @@ def test_a_second_signal_does_not_wait_for_the_cell(tmp_path):
 
 
 @posix
+def test_a_runner_whose_output_nobody_reads_ends_as_by_sigterm(tmp_path):
+    make_small_course(tmp_path, TRAINING)
+    process = start_command(tmp_path, "run", "--recipe", "mlp-digits")
+    process.stdout.readline()
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(60) == 143
+    assert "Traceback" not in err
+    assert "stopped by SIGTERM in 01_environment_setup, " in err
+    assert not (tmp_path / "begun").exists()
+
+
+@posix
 def test_the_runner_ends_by_a_signal_at_any_moment(tmp_path):
     """While kernels start and end, and between short cells, too."""
     make_small_course(tmp_path, *["1 + 1"] * 20, TRAINING)
