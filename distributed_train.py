@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -42,7 +42,7 @@ from ddp_workbook.records.run import RunRecord, load_run
 from ddp_workbook.runs.outputs import RunOutputs
 from ddp_workbook.runs.resume import CheckpointManager
 from ddp_workbook.runs.stopping import Stopped, StopRequest, TrainingMonitor, exit_code_for, stop_signals
-from ddp_workbook.runs.streams import open_standard_streams
+from ddp_workbook.runs.streams import WatchedOutput, open_standard_streams
 from ddp_workbook.training.datasets import Dataset, load_dataset
 from ddp_workbook.training.loader import TrainLoader
 from ddp_workbook.training.loop import Callback, fit
@@ -133,7 +133,8 @@ def main(arguments: Sequence[str] | None = None, callbacks: Sequence[Callback] =
     try:
         world = read_world()  # NEW: which process am I, and how many are we?
         end_with_torchrun(world)  # NEW: no rank may be left behind
-        config, options = parse_run(sys.argv[1:] if arguments is None else arguments, __doc__)
+        with redirect_stdout(WatchedOutput(sys.stdout, on_loss=lambda: None)):  # --help | head
+            config, options = parse_run(sys.argv[1:] if arguments is None else arguments, __doc__)
         run(config, options, world, callbacks)
         return
     except (InputError, Stopped, KeyboardInterrupt, RuntimeError) as error:

@@ -113,7 +113,7 @@ def finish(reused: bool = False) -> None:
         earlier = _times(folder).seconds
     except InputError as error:
         earlier = {}
-        print(f"the earlier times are lost ({str(error).partition(';')[0]}); the file is written anew")
+        print(f"the earlier times are lost ({str(error).partition(';')[0]}); a new file replaces them")
     save_record(NotebookTimes(seconds=earlier | {_clock["notebook"]: seconds}), folder / "notebook_times.json")
     print(f"this notebook took {_duration(seconds)} here")
 

@@ -76,7 +76,7 @@ class _Client(NotebookClient):
             raise _Stopped from None
         finally:
             for number in before:
-                with suppress(NotImplementedError):  # on Windows
+                with suppress(NotImplementedError):  # on Windows, where none was added
                     asyncio.get_running_loop().remove_signal_handler(number)
             restore(before)
             atexit.unregister(self._cleanup_kernel)  # nbclient forgets it when a kernel ends while it starts
@@ -87,7 +87,7 @@ class _Client(NotebookClient):
         """Where nbclient has just set its signal handlers. They kill the kernel: no checkpoint would be written."""
         for number, handler in stop_handlers().items():
             if handler is not signal.SIG_IGN:
-                with suppress(NotImplementedError):
+                with suppress(NotImplementedError):  # on Windows: run_notebook() then gets a KeyboardInterrupt
                     asyncio.get_running_loop().add_signal_handler(number, self._stop, number)
         await super().async_start_new_kernel(env=os.environ | {IN_COURSE: "1"}, **kwargs)
 

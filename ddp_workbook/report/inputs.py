@@ -93,7 +93,7 @@ def load_inputs(run_dir: Path) -> Inputs:
         breakdowns=breakdowns,
         sweep=load_record(BatchSweep, run_dir / SWEEP),
     )
-    require_agreement(inputs, run_dir)
+    require_one_course(inputs, run_dir)
     return inputs
 
 
@@ -111,7 +111,7 @@ class Claim(NamedTuple):
     other_value: object
 
 
-def require_agreement(inputs: Inputs, run_dir: Path) -> None:
+def require_one_course(inputs: Inputs, run_dir: Path) -> None:
     """Raise InputError, naming two files and what they say, unless all records are of one course."""
     for what, file, value, other_file, other in (
         *_same_course(inputs), *_same_measurement(inputs), *_same_conclusions(inputs)

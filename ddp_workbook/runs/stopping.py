@@ -13,7 +13,7 @@ from types import FrameType
 from ddp_workbook.distributed.collectives import dist_max
 from ddp_workbook.distributed.process_group import LostConnection, World
 from ddp_workbook.errors import InputError, diverged, error_line
-from ddp_workbook.runs.streams import WatchedOutput
+from ddp_workbook.runs.streams import STOP_SIGNALS, WatchedOutput
 from ddp_workbook.training.state import TrainingState
 
 SECONDS_BETWEEN_CHECKS = 1.0
@@ -53,8 +53,7 @@ def stop_signals(world: World) -> Iterator[StopRequest]:
         if number == signal.SIGINT and not world.launched:
             signal.signal(number, before[number])
 
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {one: signal.signal(one, note) for one in numbers if signal.getsignal(one) is not signal.SIG_IGN}
+    before = {one: signal.signal(one, note) for one in STOP_SIGNALS if signal.getsignal(one) is not signal.SIG_IGN}
     try:
         with redirect_stdout(WatchedOutput(sys.stdout, lambda: note(LOST_OUTPUT))):
             yield request

@@ -1,13 +1,18 @@
-"""Standard streams that are closed when a program starts, and output that can no longer be written."""
+"""How a program and its surroundings part: stop signals, and standard streams that are closed or no longer written."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
+
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)  # Windows has no SIGHUP
 
 
 def open_standard_streams() -> None:

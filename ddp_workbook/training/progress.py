@@ -85,10 +85,9 @@ class Bar:
 
     def after_step(self, state: TrainingState) -> None:
         if self.bar is None:  # here, because stdout is only watched once the run has begun
+            looks = {"ncols": 100, "leave": False, "delay": 0.01}  # delay: not at once
             total = state.epochs * state.steps_per_epoch
-            self.bar = tqdm(
-                total=total, unit="step", file=sys.stdout, ncols=100, leave=False, delay=0.01
-            )  # not at once
+            self.bar = tqdm(total=total, unit="step", file=sys.stdout, **looks)
         self.bar.update(state.step - self.bar.n)
 
     def after_epoch(self, state: TrainingState) -> None:

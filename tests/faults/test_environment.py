@@ -130,6 +130,6 @@ def test_corrupt_notebook_times_are_written_anew(content, tmp_path, monkeypatch,
     assert len(printed) == 2
     assert "notebook_times.json does not fit: the file: Invalid JSON" in printed[0]
     assert printed[0].startswith("the earlier times are lost (")
-    assert printed[0].endswith("); the file is written anew")
+    assert printed[0].endswith("); a new file replaces them")
     notebook.finish()
     assert len(capsys.readouterr().out.splitlines()) == 1

@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 from helper_bad_invocations import finish_course
 from helper_small_course import TRAINING, make_small_course, start_command, wait_for
+from helper_tries import tries
 
 from ddp_workbook import cli
 from ddp_workbook.course import runner
@@ -23,10 +24,6 @@ from ddp_workbook.report.build import build_report
 
 DRAWS = random.Random(int(os.environ.get("FAULT_SEED", "0")))
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
-
-
-def tries(number):
-    return range(1, int(os.environ.get("FAULT_TRIES", number)) + 1)
 
 
 def end(process, number):
@@ -100,7 +97,7 @@ def test_a_runner_whose_output_nobody_reads_ends_as_by_sigterm(tmp_path):
 def test_the_runner_ends_by_a_signal_at_any_moment(tmp_path):
     """While kernels start and end, and between short cells, too."""
     make_small_course(tmp_path, *["1 + 1"] * 20, TRAINING)
-    for _ in tries(20):
+    for _ in range(tries(20)):
         process, number = start_command(tmp_path, "run", "--recipe", "mlp-digits"), DRAWS.choice(STOP_SIGNALS)
         assert "01_environment_setup" in process.stdout.readline()
         time.sleep(DRAWS.uniform(0, 3))
