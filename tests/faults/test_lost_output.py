@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from conftest import ROOT, make_data, run_on_ranks
 from helper_interrupted_runs import NO_DRAWS, SMALL, in_folder, train, use_tiny_model_and_check_every_step
 
+import distributed_train
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.distributed.process_group import World
 from ddp_workbook.errors import InputError
@@ -143,3 +145,9 @@ def test_a_name_that_the_output_cannot_encode_is_printed_as_escapes(monkeypatch)
     open_standard_streams()
     print("größe", flush=True)
     assert buffer.getvalue() == b"gr\\xf6\\xdfe" + os.linesep.encode()
+
+
+def test_help_that_nobody_reads_to_its_end_is_no_error(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", LostTerminal())
+    with suppress(SystemExit):  # torch's @record returns where the code is 0
+        distributed_train.main(["--help"])
