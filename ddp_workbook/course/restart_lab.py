@@ -7,6 +7,7 @@ to the rank and kills it at the chosen step.
 from __future__ import annotations
 
 import json
+import signal
 import statistics
 import sys
 import time
@@ -153,10 +154,11 @@ def main() -> None:
     world = read_world()
     end_with_torchrun(world)
     log = EventLog(Path(path), world, int(kill_after))
+    signal.signal(signal.SIGTERM, lambda *_: None)  # torchrun's, on the way from the lost connection to its event
     try:
         distributed_train.run(config, options, world, [log])
     except LostConnection:
-        log.log("the other rank notices")  # at once: torchrun is about to end this rank, too
+        log.log("the other rank notices")
         raise
 
 
