@@ -7,8 +7,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+OLDEST := .venv-oldest
 
-.PHONY: run test test-faults bench notebooks clean
+.PHONY: run test test-oldest test-faults bench notebooks clean
 
 run: $(READY)
 	$(BIN)/ddp-workbook run --recipe $(RECIPE) --data-dir $(DATA)
@@ -18,9 +19,13 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest
 
+# The same tests on the oldest versions that pyproject.toml allows. With PYTHON=python3.11 it is the oldest of all.
+test-oldest: $(OLDEST)/ready
+	$(OLDEST)/bin/pytest
+
 # Runs that are killed, stopped, cut off and starved of disk, many times over: most of an hour. FAULT_TRIES=5 for a few.
 test-faults: $(READY)
-	$(BIN)/pytest -s tests/faults
+	FAULTS=full $(BIN)/pytest -s tests/faults
 
 # The training loop against the bare step, and against what people use instead: an hour, alone on the machine, please.
 bench: $(READY)
@@ -38,5 +43,11 @@ $(READY): pyproject.toml
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@
 
+$(OLDEST)/ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet uv
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct --editable ".[dev]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -24,12 +24,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack, redirect_stdout
+from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from ddp_workbook.config import CheckpointOptions, TrainConfig
 from ddp_workbook.devices import choose_backend, choose_device, choose_precision, set_threads
-from ddp_workbook.distributed.collectives import from_main
+from ddp_workbook.distributed.agent import end_with_torchrun
+from ddp_workbook.distributed.agreement import facts_asked, facts_found, require_agreement
+from ddp_workbook.distributed.collectives import from_main, refused_together
 from ddp_workbook.distributed.comm_hooks import check_comm_hook
 from ddp_workbook.distributed.process_group import World, leave_group, process_group, read_world
 from ddp_workbook.errors import InputError
@@ -37,7 +41,8 @@ from ddp_workbook.flags import parse_run
 from ddp_workbook.records.run import RunRecord, load_run
 from ddp_workbook.runs.outputs import RunOutputs
 from ddp_workbook.runs.resume import CheckpointManager
-from ddp_workbook.runs.stopping import Stopped, TrainingMonitor, exit_code_for, stop_signals
+from ddp_workbook.runs.stopping import Stopped, StopRequest, TrainingMonitor, exit_code_for, stop_signals
+from ddp_workbook.runs.streams import WatchedOutput, open_standard_streams
 from ddp_workbook.training.datasets import Dataset, load_dataset
 from ddp_workbook.training.loader import TrainLoader
 from ddp_workbook.training.loop import Callback, fit
@@ -48,27 +53,36 @@ from ddp_workbook.training.state import build_state
 def run(config: TrainConfig, options: CheckpointOptions, world: World, callbacks: Sequence[Callback] = ()) -> bool:
     """One run, from the checks to the files. False when there was nothing to do: it had finished before.
 
-    Bad input is rejected first, before any process waits for another.
+    Bad input is rejected first. Where the ranks have met, it is rejected on all of them, even if one alone has it.
     """
     # 1. The machine: each process takes its device and its share of the cores.
     device = choose_device(config.device, world.size, world.local_rank)
-    choose_precision(config.precision, device)  # only to reject now what the device does not offer
     backend = choose_backend(config.backend, device, world.local_size)  # NEW: the library that sends the gradients
     set_threads(config, world.local_size)
-    check_comm_hook(config.comm_hook, device, world)  # NEW: not every hook works everywhere
-    outputs = RunOutputs(config, world, backend)
 
-    # 2. The data: every rank holds all images and visits its own shard of them, reshuffled each epoch.
-    data = load_dataset(config)
-    loader = TrainLoader(data, config, world, device)  # NEW: world decides which shard
-    callbacks = [*progress_callbacks(config, world, loader.steps), *callbacks]
+    with ExitStack() as held:  # the lock, from when the data are loaded until the figure is drawn
+        with process_group(world, backend, device):  # NEW: the ranks meet
+            require_agreement(facts_asked(config, options, Path(__file__)))  # NEW: or they would train different models
 
-    with outputs.locked(), process_group(world, backend, device):  # NEW: the ranks meet
-        if from_main(lambda: outputs.is_finished(options.resume)):
-            return False
-        result = train(config, options, world, outputs, data, loader, callbacks)
-    if result:  # rank 0, after the ranks have parted: a figure that fails must not look like a lost connection
-        draw(result)
+            # 2. The data: every rank holds all images and visits its own shard of them, reshuffled each epoch.
+            with refused_together():  # NEW: bad input of one rank ends them all
+                precision = choose_precision(config.precision, device)
+                check_comm_hook(config.comm_hook, device, world)  # NEW: not every hook works everywhere
+                outputs = RunOutputs(config, world, backend)
+                data = load_dataset(config)
+                loader = TrainLoader(data, config, world, device)  # NEW: world decides which shard
+                callbacks = [*progress_callbacks(config, world), *callbacks]
+            require_agreement(facts_found(device, precision, data.info()))  # NEW
+            if world.is_main and data.note:
+                print(data.note, flush=True)
+
+            held.enter_context(outputs.locked())
+            with stop_signals(world) as request:
+                if from_main(lambda: outputs.is_finished(options.resume, data)):
+                    return False
+                result = train(config, options, world, outputs, data, loader, callbacks, request)
+        if result:  # rank 0, after the ranks have parted: a figure that fails must not look like a lost connection
+            draw(result, outputs.figure)
     return True
 
 
@@ -80,6 +94,7 @@ def train(
     data: Dataset,
     loader: TrainLoader,
     callbacks: Sequence[Callback],
+    request: StopRequest,
 ) -> RunRecord | None:
     """Build, train, save; returns the record on rank 0. The model is released before the process group ends."""
     # 3. Model and optimizer: the same weights on every rank; under torchrun DDP averages their gradients.
@@ -90,35 +105,36 @@ def train(
     checkpoints.resume(state)
 
     # 4. The epochs. Inside, loss.backward() is where DDP communicates; optimizer.step() is local.
-    with stop_signals(world) as request:
-        monitor = TrainingMonitor(request, before_stop=checkpoints.save)
-        tested = fit(state, loader, data, config, world, [*callbacks, monitor, checkpoints])
+    monitor = TrainingMonitor(request, before_stop=checkpoints.save)
+    tested = fit(state, loader, data, config, world, [*callbacks, monitor, checkpoints])
 
-        # 5. The files: every rank reports its memory and its test images; rank 0 writes, and only it gets the record.
-        result = outputs.save(state, tested, data)
-        checkpoints.remove()
+    # 5. The files: every rank reports its memory and its test images; rank 0 writes, and only it gets the record.
+    result = outputs.save(state, tested, data)
+    checkpoints.remove()
     if result:
         print(describe_result(result), flush=True)
     return result
 
 
-def draw(run: RunRecord) -> None:
+def draw(run: RunRecord, path: Path) -> None:
     """The figure of a distributed run; notebook 02 draws the baseline's."""
     if run.kind == "distributed":
         from ddp_workbook.analysis import plots  # here, so that training does not wait for matplotlib
 
         _, history = load_run(run.config.run_dir, run.kind)
-        path = run.config.run_dir / f"training_plots_worldsize_{run.world.processes}.png"
         plots.write_png(plots.training_plots(run, history), path)
 
 
 @record  # NEW: torchrun then shows the error of the rank that failed first
 def main(arguments: Sequence[str] | None = None, callbacks: Sequence[Callback] = ()) -> None:
     """Run with these arguments (None: those of the command line), and exit with a code other than 0 after an error."""
+    open_standard_streams()
     world = World()
     try:
         world = read_world()  # NEW: which process am I, and how many are we?
-        config, options = parse_run(sys.argv[1:] if arguments is None else arguments, __doc__)
+        end_with_torchrun(world)  # NEW: no rank may be left behind
+        with redirect_stdout(WatchedOutput(sys.stdout, on_loss=lambda: None)):  # --help | head
+            config, options = parse_run(sys.argv[1:] if arguments is None else arguments, __doc__)
         run(config, options, world, callbacks)
         return
     except (InputError, Stopped, KeyboardInterrupt, RuntimeError) as error:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from ddp_workbook.config import CommHookName
+from ddp_workbook.course.interrupts import Interrupted, stop_signals_raise
 from ddp_workbook.errors import InputError, error_line
 from ddp_workbook.flags import parse_command
 from ddp_workbook.recipes import EMBEDDED, get_recipe, serial_recipe
+from ddp_workbook.runs.streams import WatchedOutput, open_standard_streams
 
 
 def run(
-    recipe: str = EMBEDDED, data_dir: Path = Path("data"), epochs: int | None = None, in_place: bool = False
+    recipe: str = EMBEDDED,
+    data_dir: Path = Path("data"),
+    epochs: int | None = None,
+    retrain: bool = False,
+    in_place: bool = False,
 ) -> None:
     """Execute notebooks 01 to 04 in order, which train both runs, compare them and write the report.
 
@@ -23,6 +31,7 @@ def run(
         recipe: Named run; resnet50-cifar10 is the full course.
         data_dir: Folder with CIFAR-10 and MNIST.
         epochs: Epochs of both runs, instead of the recipe's.
+        retrain: Train both runs from scratch, even where a finished or interrupted one could be used.
         in_place: For authors of notebooks: run all with their own defaults and keep the outputs in the notebooks.
     """
     import pandas as pd
@@ -38,6 +47,8 @@ def run(
     parameters: dict[str, object] = {"RECIPE": recipe, "DATA_DIR": str(data_dir)}
     if epochs is not None:
         parameters["EPOCHS"] = epochs
+    if retrain:
+        parameters["RETRAIN"] = True
     run_course(Path(), run_dir / "notebooks", parameters)
     print()
     print(pd.read_csv(run_dir / "performance_comparison.csv", index_col=0).fillna("").to_string())
@@ -146,13 +157,17 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def main() -> None:
+    open_standard_streams()
+    output = WatchedOutput(sys.stdout, on_loss=lambda: signal.raise_signal(signal.SIGTERM))  # nobody can read it
     try:
-        parse_command(COMMANDS, sys.argv[1:], prog="ddp-workbook", description=__doc__)()
+        with stop_signals_raise(), redirect_stdout(output):
+            parse_command(COMMANDS, sys.argv[1:], prog="ddp-workbook", description=__doc__)()
     except InputError as error:
         print(error_line("ddp-workbook", error), file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except Interrupted as stop:
+        print(str(stop) or "interrupted", file=sys.stderr)
+        sys.exit(128 + stop.number)
     except RuntimeError as error:  # a cell failed and its own error was shown; a traceback from here would hide it
         print(f"ddp-workbook: {error}", file=sys.stderr)
         sys.exit(1)

@@ -121,6 +121,12 @@ class TrainConfig:
         self._require("step_gamma", 0 < self.step_gamma <= 1, "above 0 and at most 1")
         self._require("seed", 0 <= self.seed < 2**63, "from 0 to 2**63 - 1")
         self._require("threads", 0 <= self.threads <= 1024, "from 0 to 1024")
+        for name in sorted(PATHS):  # they stand in the run's record and checkpoints, which are UTF-8
+            text = str(getattr(self, name))
+            if text.encode(errors="ignore").decode() != text:
+                raise InputError(
+                    f"{flag(name)} must be a name in UTF-8, not {text!a}; rename the folder or set PYTHONUTF8=1"
+                )
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:

@@ -217,6 +217,8 @@ class Report:
         parts = [f"{p} {_ms(median(getattr(t, p) for t in self.slowest(False)))}" for p in list(COLOURS)[1:]]
         waits, (last, middle, longer) = max(self.ranks, key=self.data), self.straggler()
         bars, in_sum = rank.collectives, sum(span.end - span.start for span in rank.collectives)
+        size = sum(span.size for span in bars)  # torch before 2.12 does not record the types, hence no sizes
+        sent = f"{size / 2**20:.1f} MiB" if size else "size unknown"
         return f"""\
 {len(self.ranks)} ranks ({self.where}), threads of each: {rank.threads}, cores: {rank.cores}; {pairs} pairs, {spread}
 step {_ms(step)} ms = data {_ms(data)} + {" + ".join(parts)} + exposed communication {_ms(*exposed)} ms
@@ -224,7 +226,7 @@ exposed communication: {exposed.median / step:.0%} of the step; the bound, a ste
 it lies in forward: {_ms(*self.exposed("forward"))} ms, and in backward: {_ms(*self.exposed("backward"))} ms
 waiting for data: {data / step:.0%} of the step; longest on rank {waits.rank}, {_ms(self.data(waits))} ms
 slowest rank: rank {last.rank} computes {_ms(*longer)} ms longer than the median rank (rank {middle.rank})
-collectives: {len(bars)}, {sum(s.size for s in bars) / 2**20:.1f} MiB, {_ms(in_sum)} ms in sum, part of it hidden"""
+collectives: {len(bars)}, {sent}, {_ms(in_sum)} ms in sum, part of it hidden"""
 
     def save_trace(self, path: str | Path) -> None:
         """One synchronized step as Chrome trace: a process for each rank, a row for each collective."""
@@ -232,12 +234,9 @@ collectives: {len(bars)}, {sum(s.size for s in bars) / 2**20:.1f} MiB, {_ms(in_s
         for rank in self.ranks:
             events.append({"name": "process_name", "ph": "M", "pid": rank.rank, "args": {"name": f"rank {rank.rank}"}})
             for row, span in [(0, part) for part in rank.parts] + list(enumerate(rank.collectives, 1)):
-                bar = {
-                    "ts": 1e6 * (span.start - zero),
-                    "dur": 1e6 * (span.end - span.start),
-                    "args": {"size": span.size},
-                }
-                events.append({"name": span.name, "ph": "X", "pid": rank.rank, "tid": row, **bar})
+                times = {"ts": 1e6 * (span.start - zero), "dur": 1e6 * (span.end - span.start)}
+                bar = {"ph": "X", "pid": rank.rank, "tid": row, **times, "args": {"size": span.size}}
+                events.append({"name": span.name, **bar})
         Path(path).write_text(json.dumps({"traceEvents": events}))
 
     def save_picture(self, path: str | Path) -> None:

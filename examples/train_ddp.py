@@ -11,15 +11,16 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 EPOCHS, BATCH_SIZE = 2, 64  # the global batch: all ranks together
 
 local_rank = int(os.environ["LOCAL_RANK"])  # the number of the process on this machine
-if torch.cuda.is_available():
-    torch.cuda.set_device(local_rank)  # one GPU for each process
-dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+on_gpus = torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])  # one GPU for each process, or none
+device = torch.device("cuda", local_rank) if on_gpus else torch.device("cpu")
+if on_gpus:
+    torch.cuda.set_device(device)
+dist.init_process_group("nccl" if on_gpus else "gloo")
 rank, world_size = dist.get_rank(), dist.get_world_size()
 assert BATCH_SIZE % world_size == 0
 torch.manual_seed(0)
 data = TensorDataset(torch.randn(512, 20), torch.randint(5, (512,)))
 model = torch.nn.Sequential(torch.nn.Linear(20, 32), torch.nn.ReLU(), torch.nn.Linear(32, 5))
-device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 model = DistributedDataParallel(model.to(device))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 sampler = DistributedSampler(data, shuffle=True, drop_last=True)

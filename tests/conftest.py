@@ -12,12 +12,19 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from helper_tries import IN_FULL
 
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.distributed.process_group import bind_to_loopback
 from ddp_workbook.measurement.workers import Worker, WorkerPool
 from ddp_workbook.recipes import RECIPES
 from ddp_workbook.training.datasets import Dataset, ImageSet
+
+# Not in `make test`: those that need a minute or more, or a network or a disk of their own.
+LONG_FAULTS = (
+    "disk", "harmed_files", "invocations", "killed_and_stopped", "network", "ranks_that_fail", "stopped_commands",
+)  # fmt: skip
+collect_ignore = [] if IN_FULL else [f"faults/test_{name}.py" for name in LONG_FAULTS]
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS_ON_RANKS = 120  # then the ranks wait for each other without end

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from helper_course import save_summary
 from helper_records import make_benchmark, make_breakdown, make_run, make_sweep
 
 import distributed_train
 from ddp_workbook import cli
-from ddp_workbook.analysis.tables import summarize
 from ddp_workbook.records.files import save_record
 from ddp_workbook.records.run import record_paths
 
@@ -184,7 +184,8 @@ FILES = [
     report("a day that is none", "finished_at", change("distributed_metrics.json", "finished_at", "yesterday")),
     report("the other kind", "belongs to another run", change("baseline_metrics.json", "kind", "distributed")),
     report("another data set", "be compared", change("baseline_metrics.json", "dataset", "fingerprint", "1" * 64)),
-    report("no serial timings", "no report", change("benchmark.json", "configurations", 0, "role", "no-communication")),
+    report("no serial timings", "does not agree",
+           change("benchmark.json", "configurations", 0, "role", "no-communication")),
     report("an unknown network", "batch-size sweep", change("batch_sweep.json", "points", 0, "model", "gpt")),
     report("no report.toml", "restore it", lambda: Path("report.toml").unlink()),
     report("a truncated report.toml", "not valid TOML", write("report.toml", "title = ")),
@@ -206,7 +207,7 @@ def finish_course(folder: Path) -> None:
         save_record(run, metrics)
         save_record(history, epochs)
     save_record(make_benchmark(), folder / "benchmark.json")
-    save_record(summarize(runs[0][0], runs[1][0], make_benchmark(), 1), folder / "test_summary.json")
+    save_summary(folder)
     save_record(make_breakdown(), folder / "step_breakdown.json")
     save_record(make_sweep(), folder / "batch_sweep.json")
 

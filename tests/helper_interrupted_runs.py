@@ -18,7 +18,7 @@ from ddp_workbook.records.run import load_run
 from ddp_workbook.runs import stopping
 from ddp_workbook.runs.checkpoint import SEAL, checkpoint_folder, model_path, read_checkpoint, saved_checkpoints
 from ddp_workbook.runs.outputs import RunOutputs
-from ddp_workbook.runs.stopping import Stopped
+from ddp_workbook.runs.stopping import Stopped, stop_signals
 from ddp_workbook.training import models
 from ddp_workbook.training import state as training_state
 from ddp_workbook.training.loader import TrainLoader
@@ -31,7 +31,7 @@ TIMES = {"train_seconds", "evaluation_seconds", "images_per_second", "communicat
 class StopAt:
     """Callback that sends this process the signal, as a shell would, after so many of its steps; 0: never."""
 
-    def __init__(self, step, number=signal.SIGINT):
+    def __init__(self, step, number):
         self.left, self.number = step, number
 
     def after_step(self, state):
@@ -64,12 +64,15 @@ class LastState:
             })  # fmt: skip
 
 
-def train(config, data, world=SERIAL, stop_at=0, **options):
+def train(config, data, world=SERIAL, stop_at=0, number=signal.SIGTERM, **options):
     """The script's own run, from the model to the files. Its outcome(), or None when the signal stopped it."""
     loader, last = TrainLoader(data, config, world, CPU), LastState()
-    callbacks, outputs = [StopAt(stop_at), last], RunOutputs(config, world, "gloo")
+    callbacks, outputs = [StopAt(stop_at, number), last], RunOutputs(config, world, "gloo")
     try:
-        distributed_train.train(config, CheckpointOptions(**options), world, outputs, data, loader, callbacks)
+        with stop_signals(world) as request:
+            distributed_train.train(
+                config, CheckpointOptions(**options), world, outputs, data, loader, callbacks, request
+            )
     except Stopped:
         return None
     return outcome(config, world, last.content)

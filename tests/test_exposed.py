@@ -222,7 +222,7 @@ def sent_bytes(_: int) -> list[int]:
 
 def test_collectives_have_the_size_that_is_sent():
     full, half, parameters = run_on_ranks(sent_bytes, 2)[0]
-    assert full == 2 * half == parameters
+    assert full == 2 * half == (parameters if torch.__version__ >= (2, 12) else 0)  # earlier ones record no types
 
 
 def refusals(rank: int) -> list[str]:
@@ -264,6 +264,7 @@ def test_it_runs_elsewhere_with_torch_alone(tmp_path):
     assert run.returncode == 0, run.stderr
     *report, last = run.stdout.splitlines()
     assert len(report) == 7 and report[0].startswith("2 ranks (gloo, cpu), threads of each: 1") and "step " in report[1]
+    assert ("MiB" if torch.__version__ >= (2, 12) else "size unknown") in report[-1]
     plain, planted = (
         [float(number) / 1000 for number in re.search(r"communication (?:is )?(\S+) \[(\S+), (\S+)\]", line).groups()]
         for line in (report[1], last)

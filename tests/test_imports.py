@@ -6,7 +6,9 @@ Every import is read from the source, those inside functions too: they are depen
 import ast
 import subprocess
 import sys
+import tomllib
 from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import packages_distributions
 
 import pytest
 from conftest import ROOT
@@ -173,6 +175,18 @@ def test_training_knows_no_files_figures_or_signals(module):
     for other in reachable(GRAPH, module):
         assert wing(other) not in {"runs", "analysis", "report"}, f"{module} imports {other}"
         assert "signal" not in imported_names(SOURCES[other]), f"{module} imports signal through {other}"
+
+
+def test_every_library_that_is_imported_is_declared_with_its_oldest_version():
+    """What only comes with another library has no lower bound, so make test-oldest would not try an old one."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [line.split(">=")[0] for line in project["dependencies"] if ">=" in line]
+    assert len(declared) == len(project["dependencies"])
+    roots = {name.split(".")[0] for source in SOURCES.values() for name in imported_names(source)}
+    libraries = roots - sys.stdlib_module_names - {PACKAGE, SCRIPT}
+    providers = packages_distributions()
+    assert "torch" in libraries
+    assert [name for name in libraries if not set(declared) & {one.lower() for one in providers[name]}] == []
 
 
 def test_no_file_is_long():

@@ -114,7 +114,9 @@ def upper_bound_shares(record: BenchmarkRecord) -> dict[str, Interval]:
 
 def require_comparable(baseline: RunRecord, distributed: RunRecord) -> None:
     """Raise InputError, naming the field, when two runs differ in more than how the work was split."""
-    checks = [("recipe", baseline.recipe, distributed.recipe)]
+    checks = [(name, getattr(baseline, name), getattr(distributed, name)) for name in ("recipe", "parameters")]
+    per_class = ([sum(row) for row in run.confusion] for run in (baseline, distributed))
+    checks.append(("the number of test images of each class", *per_class))
     for part, names in (
         ("dataset", ("name", "fingerprint", "train_images", "test_images", "classes")),
         ("environment", HARDWARE),

@@ -24,6 +24,7 @@ from ddp_workbook.devices import available_cores, choose_backend, choose_device,
 from ddp_workbook.distributed.process_group import LOOPBACK
 from ddp_workbook.distributed.ranks import run_on_ranks
 from ddp_workbook.distributed.rendezvous import ADDRESS
+from ddp_workbook.errors import InputError
 from ddp_workbook.specs import DATASETS
 from ddp_workbook.training.datasets import DAMAGE_CHECKS
 
@@ -181,6 +182,8 @@ def check_all_reduce() -> Finding:
     lines: list[str] = []
     try:
         run_on_ranks(ALL_REDUCE, 2, lines.append)
+    except InputError as error:
+        return _judge("all-reduce", "cannot start two processes", fault=str(error))
     except RuntimeError as error:
         lines.append(f"error: {_first_line(error)}")
     advice = "fix the faults above first; if there are none, try without VPN and firewall"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +13,11 @@ from IPython import get_ipython
 
 from ddp_workbook.analysis.speedup import HARDWARE
 from ddp_workbook.config import TrainConfig
+from ddp_workbook.course.one_course import choosing
 from ddp_workbook.devices import available_cores, choose_device, describe_environment
 from ddp_workbook.distributed.ranks import run_on_ranks
 from ddp_workbook.errors import InputError
-from ddp_workbook.measurement.experiment import load_experiment
+from ddp_workbook.measurement.experiment import SERIAL, load_experiment
 from ddp_workbook.recipes import get_recipe, serial_recipe
 from ddp_workbook.records.course import CourseChoice, NotebookTimes
 from ddp_workbook.records.files import load_record, save_record
@@ -53,7 +53,8 @@ def choose(
     """Check the reader's choice, save it for the other notebooks, and return it with the baseline's configuration.
 
     Both runs of the course must use the same kind of device, so it is one that several processes can share.
-    `predicted_seconds`: how long the baseline should take, evaluation included.
+    `predicted_seconds`: how long the baseline should take, evaluation included. Raises InputError, too, while
+    `ddp-workbook run` works here with a choice of its own.
     """
     get_recipe(recipe)
     device = choose_device("auto", processes).type
@@ -67,7 +68,8 @@ def choose(
     )
     config = course_config(choice)
     distributed_config(config, processes)
-    save_record(choice, CHOICE_FILE)
+    with choosing(CHOICE_FILE.parent):
+        save_record(choice, CHOICE_FILE)
     _clock["recipe"] = recipe
     return choice, config
 
@@ -107,8 +109,12 @@ def finish(reused: bool = False) -> None:
         print(f"this notebook took {_duration(seconds)} here, with the training of an earlier run")
         return
     folder = Path("results") / _clock["recipe"]
-    times = _times(folder).seconds | {_clock["notebook"]: seconds}
-    save_record(NotebookTimes(seconds=times), folder / "notebook_times.json")
+    try:
+        earlier = _times(folder).seconds
+    except InputError as error:
+        earlier = {}
+        print(f"the earlier times are lost ({str(error).partition(';')[0]}); a new file replaces them")
+    save_record(NotebookTimes(seconds=earlier | {_clock["notebook"]: seconds}), folder / "notebook_times.json")
     print(f"this notebook took {_duration(seconds)} here")
 
 
@@ -134,13 +140,21 @@ def reference_benchmark(recipe: str) -> BenchmarkRecord | None:
 
 
 def latest_experiment(recipe: str) -> tuple[Path, BenchmarkRecord] | None:
-    """The newest experiment with this recipe under results/, else ours; None where there is none."""
+    """The newest experiment with this recipe under results/, else ours; None where there is none.
+
+    One that cannot be read is named and left out.
+    """
     folders = [*sorted(Path("results").glob("experiment_*"), reverse=True), REFERENCE / recipe / "experiment"]
     for folder in folders:
-        with suppress(InputError):  # stopped before its first round, for example
+        if not (folder / SERIAL).exists():  # stopped before its first round
+            continue
+        try:
             record = load_experiment(folder)
-            if record.recipe == recipe and record.rounds >= 2:
-                return folder, record
+        except InputError as error:
+            print(f"left out: {error}")
+            continue
+        if record.recipe == recipe and record.rounds >= 2:
+            return folder, record
     return None
 
 

@@ -7,6 +7,7 @@ to the rank and kills it at the chosen step.
 from __future__ import annotations
 
 import json
+import signal
 import statistics
 import sys
 import time
@@ -21,6 +22,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from ddp_workbook.analysis.plots_style import GREY, LIGHT_ORANGE, ORANGE, new_figure, set_finding
 from ddp_workbook.config import TrainConfig
+from ddp_workbook.distributed.agent import end_with_torchrun
 from ddp_workbook.distributed.launch import torchrun
 from ddp_workbook.distributed.process_group import LostConnection, World, read_world
 from ddp_workbook.flags import parse_run, to_flags
@@ -40,7 +42,7 @@ class EventLog:
         self.started = False
 
     def log(self, event: str, epoch: int | None = None) -> None:
-        line = json.dumps({"time": time.time(), "event": event, "epoch": epoch})
+        line = json.dumps({"time": time.monotonic(), "event": event, "epoch": epoch})
         with self.path.open("a", encoding="utf-8") as file:  # one short write: lines of several ranks do not mix
             file.write(line + "\n")
 
@@ -79,15 +81,15 @@ def run_logged(
     """
     folder.mkdir(parents=True)
     config = replace(config, results_dir=folder / "results", checkpoint_dir=folder / "checkpoints")
-    log, started = folder / "events.jsonl", time.time()
+    log, started = folder / "events.jsonl", time.monotonic()
     arguments = [str(log), str(kill_after), *to_flags(config), "--checkpoint-every", str(every)]
     torchrun(arguments, processes, Path(__file__), on_line=lambda _: None, restarts=1)
-    timeline = read_timeline(log, started, time.time() - started)
+    timeline = read_timeline(log, started, time.monotonic() - started)
     return timeline, read_checkpoint(model_path(config, "distributed"))["model"]
 
 
 def read_timeline(log: Path, started: float, seconds: float) -> Timeline:
-    """The timeline from the events in the file; `started` in seconds since 1970."""
+    """The timeline from the events in the file; `started` on their clock, time.monotonic(), which processes share."""
     timeline = Timeline(seconds)
     for line in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
         when = line["time"] - started
@@ -150,11 +152,13 @@ def main() -> None:
     path, kill_after, *flags = sys.argv[1:]
     config, options = parse_run(flags, __doc__)
     world = read_world()
+    end_with_torchrun(world)
     log = EventLog(Path(path), world, int(kill_after))
+    signal.signal(signal.SIGTERM, lambda *_: None)  # torchrun's, on the way from the lost connection to its event
     try:
         distributed_train.run(config, options, world, [log])
     except LostConnection:
-        log.log("the other rank notices")  # at once: torchrun is about to end this rank, too
+        log.log("the other rank notices")
         raise
 
 

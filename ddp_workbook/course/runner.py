@@ -1,21 +1,30 @@
 """Run the notebooks from the command line: parameters in, progress out, the executed copy on disk.
 
 Parameters work as in papermill (a cell tagged `parameters`, a cell with other values injected after it), but unknown
-names are rejected and the output of long cells is shown as it comes.
+names are rejected and the output of long cells is shown as it comes. A stop signal ends the cell that runs, as the stop
+button of Jupyter does: a training writes its checkpoint.
 """
 
 from __future__ import annotations
 
 import ast
+import asyncio
+import atexit
 import hashlib
+import os
+import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbclient.util import run_sync
 from nbformat import NotebookNode
 
+from ddp_workbook.course.interrupts import Interrupted, restore, stop_handlers
+from ddp_workbook.course.one_course import IN_COURSE, course_of
 from ddp_workbook.errors import InputError
 from ddp_workbook.records.files import write_atomically
 
@@ -27,14 +36,19 @@ COURSE = (
 )
 CELL_TIMEOUT = 6 * 3600  # seconds; on a slow laptop one cell trains for hours
 SECONDS_WITHOUT_OUTPUT = 5  # a cell that runs longer shows what it prints
+SECONDS_TO_END = 90  # for a kernel: what it started, a torchrun for instance, has to end first
 
 
 class NotebookError(RuntimeError):
     """A cell failed; the message says which, and how."""
 
 
+class _Stopped(Exception):
+    """No further cell begins."""
+
+
 class _Client(NotebookClient):
-    """Shows which cell is running, and what a cell that takes long prints."""
+    """Shows which cell is running, and what a cell that takes long prints; ends in order on a stop signal."""
 
     def __init__(self, notebook: NotebookNode, name: str, started: float, folder: Path) -> None:
         super().__init__(
@@ -49,16 +63,80 @@ class _Client(NotebookClient):
         self.cell_started, self.rest = started, ""  # rest: what the current cell has printed of an incomplete line
         self.cells = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
         self.on_cell_start = self._announce
+        self.number = 0  # of the cell that runs, from 1
+        self.executing = False  # the kernel has begun with it
+        self.stopped_by = 0  # the first stop signal
+        self.tasks = [None]  # that of the whole notebook, then those of signals
+
+    async def async_execute(self, **kwargs: object) -> NotebookNode:
+        before, self.tasks = stop_handlers(), [asyncio.current_task()]
+        try:
+            return await super().async_execute(**kwargs)
+        except asyncio.CancelledError:
+            raise _Stopped from None
+        finally:
+            for number in before:
+                with suppress(NotImplementedError):  # on Windows, where none was added
+                    asyncio.get_running_loop().remove_signal_handler(number)
+            restore(before)
+            atexit.unregister(self._cleanup_kernel)  # nbclient forgets it when a kernel ends while it starts
+
+    execute = run_sync(async_execute)  # as in the class above, whose own is bound to its own async_execute
+
+    async def async_start_new_kernel(self, **kwargs: object) -> None:
+        """Where nbclient has just set its signal handlers. They kill the kernel: no checkpoint would be written."""
+        for number, handler in stop_handlers().items():
+            if handler is not signal.SIG_IGN:
+                with suppress(NotImplementedError):  # on Windows: run_notebook() then gets a KeyboardInterrupt
+                    asyncio.get_running_loop().add_signal_handler(number, self._stop, number)
+        await super().async_start_new_kernel(env=os.environ | {IN_COURSE: "1"}, **kwargs)
+
+    def _stop(self, number: int) -> None:
+        """The first signal interrupts the cell; a second one does not wait for its end."""
+        if self.stopped_by:
+            self._send(signal.SIGKILL)
+            return
+        self.stopped_by = number
+        if self.km:
+            self.km.shutdown_wait_time = SECONDS_TO_END
+        if self.executing:
+            self._send(signal.SIGINT)
+        print("        stopping; once more: at once, without a checkpoint", flush=True)
+
+    def _send(self, number: int) -> None:
+        """A signal to the kernel and the processes of its cells."""
+
+        async def send() -> None:
+            if self.km:
+                with suppress(RuntimeError):  # it has ended
+                    await self.km.signal_kernel(number)
+
+        self.tasks.append(asyncio.ensure_future(send()))
+
+    @property
+    def place(self) -> str:
+        """Which cell of which notebook."""
+        return f"{self.name}, cell {self.number} of {len(self.cells)}"
 
     def _announce(self, cell: NotebookNode, cell_index: int) -> None:
-        self.cell_started, self.rest = time.monotonic(), ""
+        self.cell_started, self.rest, self.executing = time.monotonic(), "", False
         if cell_index in self.cells and cell.source.strip():
-            number = self.cells.index(cell_index) + 1
+            self.number = number = self.cells.index(cell_index) + 1
             minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
             first = next((line for line in cell.source.splitlines() if line.strip()), "")[:60]
             print(f"[{minutes:>2}:{seconds:02}] {self.name}  cell {number}/{len(self.cells)}  {first}", flush=True)
+        if self.stopped_by:
+            raise _Stopped
 
     def process_message(self, msg: dict, cell: NotebookNode, cell_index: int) -> NotebookNode | None:
+        if msg["msg_type"] == "execute_input":  # from now on an interrupt ends the cell
+            self.executing = True
+            if self.stopped_by:
+                self._send(signal.SIGINT)
+        elif msg["msg_type"] == "status" and msg["content"]["execution_state"] == "idle":
+            self.executing = False
+            if self.stopped_by:
+                self.tasks[0].cancel()  # a cell that is interrupted very early ends without the awaited reply
         if msg["msg_type"] == "stream" and msg["content"]["name"] == "stdout":
             self._show(msg["content"]["text"])
         return super().process_message(msg, cell, cell_index)
@@ -115,7 +193,8 @@ def inject(notebook: NotebookNode, parameters: dict[str, object]) -> None:
 def run_notebook(source: Path, target: Path, parameters: dict[str, object], started: float) -> None:
     """Execute every cell in a fresh kernel and write the result to `target`, failed or not.
 
-    Raises NotebookError with the failing cell's own error.
+    Raises NotebookError with the failing cell's own error, or InputError where it was one. Raises Interrupted after a
+    stop signal; `target` then stays as it was, unless all cells were done.
     """
     notebook = read_notebook(source)
     for cell in notebook.cells:
@@ -127,12 +206,33 @@ def run_notebook(source: Path, target: Path, parameters: dict[str, object], star
     client = _Client(notebook, source.stem, started, source.resolve().parent)
     try:
         client.execute()
-    except CellExecutionError as error:
-        raise NotebookError(f"{source.name} failed: {error.ename}: {error.evalue} (see {target})") from None
-    finally:
-        _strip(notebook)
-        text = nbformat.writes(notebook) + "\n"
-        write_atomically(target, lambda file: file.write(text.encode()))
+    except KeyboardInterrupt:  # where asyncio handles no signals: on Windows
+        raise Interrupted(signal.SIGINT, client.place) from None
+    except Exception as error:
+        if client.stopped_by:
+            raise Interrupted(client.stopped_by, client.place) from None
+        _write(notebook, target)
+        raise _explained(error, source.name, target) from None
+    _write(notebook, target)
+    if client.stopped_by:  # after its last cell
+        raise Interrupted(client.stopped_by, client.place)
+
+
+def _explained(error: Exception, name: str, target: Path) -> Exception:
+    """What to raise for an error of a notebook's kernel; another one as it is."""
+    if isinstance(error, CellExecutionError):
+        if error.ename == InputError.__name__:
+            return InputError(f"{name}: {error.evalue} (see {target})")
+        return NotebookError(f"{name} failed: {error.ename}: {error.evalue} (see {target})")
+    if isinstance(error, (CellTimeoutError, DeadKernelError)):
+        return NotebookError(f"{name} failed: {type(error).__name__}: {error} (see {target})")
+    return error
+
+
+def _write(notebook: NotebookNode, target: Path) -> None:
+    _strip(notebook)
+    text = nbformat.writes(notebook) + "\n"
+    write_atomically(target, lambda file: file.write(text.encode()))
 
 
 def _strip(notebook: NotebookNode) -> None:
@@ -162,7 +262,8 @@ def stale_reason(path: Path) -> str | None:
 def run_course(folder: Path, output_dir: Path, parameters: dict[str, object]) -> None:
     """Execute the notebooks in order; a parameter goes to every notebook that has it.
 
-    Raises InputError for a parameter that none of them has.
+    Raises InputError for a parameter that none of them has, and where another course is at work in the folder. After a
+    stop signal it raises Interrupted, which says where that came and how to resume.
     """
     started = time.monotonic()
     known = {name: parameters_of(read_notebook(folder / name)) for name in COURSE}
@@ -170,6 +271,16 @@ def run_course(folder: Path, output_dir: Path, parameters: dict[str, object]) ->
         if not any(parameter in names for names in known.values()):
             every = sorted({name for names in known.values() for name in names})
             raise InputError(f"unknown notebook parameter {parameter}; choose one of: {', '.join(every)}")
-    for name in COURSE:
-        own = {parameter: value for parameter, value in parameters.items() if parameter in known[name]}
-        run_notebook(folder / name, output_dir / name, own, started)
+    with course_of(folder / "results"):
+        try:
+            for name in COURSE:
+                own = {parameter: value for parameter, value in parameters.items() if parameter in known[name]}
+                run_notebook(folder / name, output_dir / name, own, started)
+        except Interrupted as stop:
+            where = f" in {stop}" if str(stop) else ""
+            again = "the same command without --retrain" if parameters.get("RETRAIN") else "the same command"
+            raise Interrupted(
+                stop.number,
+                f"stopped by {signal.Signals(stop.number).name}{where}; to resume: {again}, which does not repeat a "
+                f"training that has finished",
+            ) from None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -60,3 +61,22 @@ def from_main(function: Callable[[], Any]) -> Any:
     if answer[1] is not None:
         raise InputError(answer[1])
     return answer[0]
+
+
+@contextmanager
+def refused_together() -> Iterator[None]:
+    """For a block that each rank runs on its own: an InputError of one rank is raised on all of them.
+
+    Otherwise the others would wait for that rank until the time-out. The block must not contain a collective.
+    """
+    own = None
+    try:
+        yield
+    except InputError as error:
+        own = error
+    messages = gather_objects(own and str(own))
+    if own:
+        raise own
+    for rank, message in enumerate(messages):
+        if message is not None:
+            raise InputError(f"rank {rank}: {message}")

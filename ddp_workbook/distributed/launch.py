@@ -6,6 +6,7 @@ import atexit
 import json
 import os
 import queue
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,10 +18,15 @@ from pathlib import Path
 import psutil
 
 from ddp_workbook.devices import choose_threads
+from ddp_workbook.distributed.parent import kill_family
 from ddp_workbook.distributed.processes import MOST_PROCESSES
+from ddp_workbook.distributed.quiet_gloo import GLOO_LINE
 from ddp_workbook.errors import InputError, message_in
 
-SECONDS_TO_STOP = 10
+SECONDS_TO_STOP = 35  # torchrun itself waits 30 s for its ranks before it kills them
+SECONDS_TO_READ = 5
+STOPPING = "stopping within 30 s: the ranks finish their step and write a checkpoint; stop again to kill them now"
+TORCHRUN_LOG = re.compile(r"[IWE]\d{4} ")  # how torchrun's own messages begin
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -34,11 +40,16 @@ def check_process_count(processes: int) -> None:
         raise InputError(f"the number of processes must be from 1 to {MOST_PROCESSES}, not {processes}")
 
 
+def show(line: str) -> None:
+    """Print a line at once."""
+    print(line, flush=True)
+
+
 class Launch:
     """A torchrun on this machine that runs in the background: wait() shows its output, stop() ends it.
 
     It starts `script` on `processes` ranks. When a rank dies, torchrun restarts all of them, at most `restarts` times.
-    What is still running when Python exits is stopped.
+    What is still running when Python exits is stopped; torchrun itself notices when Python is killed.
     """
 
     def __init__(
@@ -54,7 +65,7 @@ class Launch:
         self.script = script
         self._folder = tempfile.TemporaryDirectory(prefix="torchrun-")
         self._error_file = Path(self._folder.name) / "error.json"
-        module = [sys.executable, "-m", "ddp_workbook.distributed.rendezvous"]  # torchrun with a store on loopback only
+        module = [sys.executable, "-m", "ddp_workbook.distributed.agent", str(os.getpid())]
         options = [f"--nproc_per_node={processes}", f"--max-restarts={restarts}", str(script), *map(str, arguments)]
         self._process = _start([*module, *options], _environment(processes, self._error_file))
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # None: there will be no more
@@ -64,10 +75,11 @@ class Launch:
 
     def _read(self) -> None:
         for line in self._process.stdout:
-            self._lines.put(line.rstrip("\n"))
+            if not line.startswith(GLOO_LINE):
+                self._lines.put(line.rstrip("\n"))
         self._lines.put(None)
 
-    def wait(self, on_line: Callable[[str], None] = lambda line: print(line, flush=True)) -> None:
+    def wait(self, on_line: Callable[[str], None] = show) -> None:
         """Pass each line of output to `on_line`, those of the past first, until the run has ended.
 
         Unlike `!torchrun` in a notebook, it raises when a rank fails: InputError when the script rejected its input,
@@ -82,7 +94,7 @@ class Launch:
             code = self._process.wait()
             first_error = _first_error(self._error_file)
         finally:
-            self.stop()
+            self.stop(on_line)
         if rejection:
             raise InputError(rejection)
         if code:
@@ -96,21 +108,46 @@ class Launch:
                     return
                 yield line
 
-    def stop(self) -> None:
-        """End what still runs. Harmless when nothing does."""
+    def stop(self, on_line: Callable[[str], None] = show) -> None:
+        """End what still runs: torchrun asks the ranks to stop, and kills them after 30 s. Harmless when nothing runs.
+
+        An interrupt while it waits, such as a second press of the stop button, kills everything at once.
+        """
         atexit.unregister(self.stop)
-        _stop(self._process)
-        self._reader.join(SECONDS_TO_STOP)
-        if not self._reader.is_alive():
-            self._process.stdout.close()
-        self._folder.cleanup()
+        ranks: list[psutil.Process] = []
+        try:
+            ranks += _children(self._process)
+            if self._process.poll() is None:
+                self._process.terminate()
+                on_line(STOPPING)
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(SECONDS_TO_STOP)
+        finally:
+            ranks += _children(self._process)  # torchrun may have restarted them
+            self._process.kill()
+            for rank in ranks:
+                kill_family(rank)
+            self._process.wait()
+            self._reader.join(SECONDS_TO_READ)
+            if not self._reader.is_alive():
+                self._process.stdout.close()
+            self._folder.cleanup()
+        for line in self._last_lines():
+            on_line(line)
+
+    def _last_lines(self) -> Iterator[str]:
+        """What the ranks printed while they stopped, without torchrun's own words about that."""
+        with suppress(queue.Empty):
+            while (line := self._lines.get_nowait()) is not None:
+                if not TORCHRUN_LOG.match(line):
+                    yield line
 
 
 def torchrun(
     arguments: Sequence[str],
     processes: int,
     script: Path = Path("distributed_train.py"),
-    on_line: Callable[[str], None] = lambda line: print(line, flush=True),
+    on_line: Callable[[str], None] = show,
     restarts: int = 0,
 ) -> None:
     """Run `script` on `processes` ranks of this machine to its end, as Launch does."""
@@ -134,19 +171,12 @@ def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, **output, **own_group)
 
 
-def _stop(process: subprocess.Popen) -> None:
-    """End what still runs: first by a request, so that torchrun ends its ranks, then by force."""
-    if process.poll() is None:
-        with suppress(psutil.NoSuchProcess):
-            ranks = psutil.Process(process.pid).children(recursive=True)
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(SECONDS_TO_STOP)
-            for rank in ranks:
-                with suppress(psutil.NoSuchProcess):
-                    rank.kill()
-        process.kill()
-        process.wait()
+def _children(process: subprocess.Popen) -> list[psutil.Process]:
+    """The processes that this one has started, and those that they have started."""
+    with suppress(psutil.NoSuchProcess):
+        if process.poll() is None:
+            return psutil.Process(process.pid).children(recursive=True)
+    return []
 
 
 def _first_error(error_file: Path) -> str | None:

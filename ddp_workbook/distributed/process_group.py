@@ -15,6 +15,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from ddp_workbook.distributed.quiet_gloo import silence_gloo
 from ddp_workbook.distributed.rendezvous import ADDRESS, serve_store
 from ddp_workbook.errors import InputError
 from ddp_workbook.records.run import RunKind
@@ -63,9 +64,13 @@ def read_world() -> World:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     try:
         restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-        return World(*(int(os.environ[name]) for name in names), launched=True, restarts=restarts)
+        world = World(*(int(os.environ[name]) for name in names), launched=True, restarts=restarts)
     except (KeyError, ValueError) as error:
         raise InputError(f"{', '.join(names)} must all be whole numbers ({error}); start with torchrun") from None
+    if not (0 <= world.rank < world.size and 0 <= world.local_rank < world.local_size <= world.size):
+        given = ", ".join(f"{name}={os.environ[name]}" for name in names)
+        raise InputError(f"{given} cannot be: ranks count from 0 to the size - 1; start with torchrun, or unset them")
+    return world
 
 
 def read_timeout() -> timedelta:
@@ -76,6 +81,21 @@ def read_timeout() -> timedelta:
     return timedelta(seconds=int(text))
 
 
+def require_interface() -> None:
+    """Raise InputError when GLOO_SOCKET_IFNAME names an interface that this machine lacks, or that has no address."""
+    asked = os.environ.get("GLOO_SOCKET_IFNAME", "")
+    there = [
+        name
+        for name, addresses in psutil.net_if_addrs().items()
+        if any(address.family in (socket.AF_INET, socket.AF_INET6) for address in addresses)
+    ]
+    if sys.platform in LOOPBACK and asked and not set(asked.split(",")) <= set(there):
+        raise InputError(
+            f"GLOO_SOCKET_IFNAME={asked} is not a network interface of this machine, which has: {', '.join(there)}; "
+            f"choose one of them, or unset GLOO_SOCKET_IFNAME"
+        )
+
+
 def bind_to_loopback() -> None:
     """Make Gloo use the loopback interface: no port open to the network, no lookup of this machine's name."""
     if sys.platform in LOOPBACK:
@@ -83,7 +103,7 @@ def bind_to_loopback() -> None:
 
 
 def bind_to_network() -> None:
-    """Make Gloo use the interface that leads to rank 0.
+    """Make Gloo use the interface that leads to rank 0, at the address in MASTER_ADDR.
 
     By default it uses the address of this machine's own name, which many systems resolve to loopback, where no other
     machine can connect.
@@ -115,11 +135,15 @@ def process_group(world: World, backend: str, device: torch.device) -> Iterator[
     if one_machine:
         bind_to_loopback()
     else:
+        _require_address()
         bind_to_network()
+    if backend == "gloo":
+        require_interface()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with _report_lost_connection(world, timeout):
         store = _store_of_one_machine(world, timeout) if one_machine else {}
+        silence_gloo()
         dist.init_process_group(backend, timeout=timeout, device_id=device if backend == "nccl" else None, **store)
         yield  # nothing waits for the others when this rank fails: that would hide its error
         gc.collect()
@@ -140,14 +164,26 @@ def _store_of_one_machine(world: World, timeout: timedelta) -> dict[str, object]
             return {}
         store, _, _ = next(dist.rendezvous("env://"))
         return {"store": dist.PrefixStore(f"restart {world.restarts}", store), **place}
-    port = os.environ.get("MASTER_PORT", "")
-    if not port.isdigit() or not 0 < int(port) < 2**16:
-        raise InputError(f"MASTER_PORT must be a port number, not {port!r}; start with torchrun")
+    port = _master_port()
     try:
-        store = serve_store(int(port), timeout) if world.is_main else dist.TCPStore(ADDRESS, int(port), timeout=timeout)
+        store = serve_store(port, timeout) if world.is_main else dist.TCPStore(ADDRESS, port, timeout=timeout)
     except OSError as error:
         raise InputError(f"MASTER_PORT {port} cannot be opened ({error.strerror}); choose another") from error
     return {"store": store, **place}
+
+
+def _require_address() -> None:
+    """Raise InputError when the variables that say where rank 0 is, on several machines, are missing or wrong."""
+    if not os.environ.get("MASTER_ADDR"):
+        raise InputError("MASTER_ADDR must be the address of rank 0's machine; start with torchrun")
+    _master_port()
+
+
+def _master_port() -> int:
+    port = os.environ.get("MASTER_PORT", "")
+    if not port.isascii() or not port.isdigit() or len(port) > 5 or not 0 < int(port) < 2**16:
+        raise InputError(f"MASTER_PORT must be a port number, not {port!r}; start with torchrun")
+    return int(port)
 
 
 @contextmanager

@@ -5,19 +5,21 @@ from __future__ import annotations
 import gc
 import io
 import linecache
+import multiprocessing
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 
 import torch
 
 from ddp_workbook.devices import choose_threads
 from ddp_workbook.distributed.launch import LaunchError, check_process_count
-from ddp_workbook.distributed.process_group import bind_to_loopback
-from ddp_workbook.distributed.processes import started
+from ddp_workbook.distributed.process_group import bind_to_loopback, require_interface
+from ddp_workbook.distributed.processes import first_death, started
+from ddp_workbook.distributed.quiet_gloo import silence_gloo
 from ddp_workbook.distributed.rendezvous import ADDRESS, serve_store
 
 CELL = "<cell>"
@@ -33,10 +35,11 @@ def run_on_ranks(
     server that has torch imported (processes.process_context), so a cell does not wait for torchrun and its imports.
     """
     check_process_count(processes)
+    require_interface()
     store = serve_store()  # as torchrun's agent would serve it, but on loopback only
     arguments = [(code, _variables(rank, processes, store.port)) for rank in range(processes)]
-    with started(_run, arguments, SECONDS_TO_STOP, duplex=False) as pipes:
-        _listen(pipes, on_line)
+    with started(_run, arguments, SECONDS_TO_STOP, duplex=False) as (pipes, workers):
+        _listen(pipes, workers, on_line)
 
 
 def _variables(rank: int, processes: int, port: int) -> dict[str, str]:
@@ -52,7 +55,7 @@ def _variables(rank: int, processes: int, port: int) -> dict[str, str]:
     }
 
 
-def _listen(pipes: Sequence[Connection], on_line: Callable[[str], None]) -> None:
+def _listen(pipes: Sequence[Connection], workers: Sequence[BaseProcess], on_line: Callable[[str], None]) -> None:
     """Pass lines on until every rank has ended; raise LaunchError when one fails."""
     running = {pipe: rank for rank, pipe in enumerate(pipes)}
     while running:
@@ -60,11 +63,11 @@ def _listen(pipes: Sequence[Connection], on_line: Callable[[str], None]) -> None
             try:
                 kind, text = pipe.recv()
             except (EOFError, OSError):
-                raise LaunchError(f"rank {running[pipe]} died without an error of its own") from None
+                raise LaunchError(first_death(workers, running[pipe])) from None
             if kind == "line":
                 on_line(text)
             elif kind == "error":
-                raise LaunchError(f"rank {running[pipe]} failed:\n{text}")
+                raise LaunchError(first_death(workers) or f"rank {running[pipe]} failed:\n{text}")
             else:
                 del running[pipe]
 
@@ -89,9 +92,11 @@ class _Lines(io.TextIOBase):
 
 def _run(code: str, variables: dict[str, str], pipe: Connection) -> None:
     """One rank, from start to end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the notebook handles the stop button, and ends this process
+    if "fork" in multiprocessing.get_all_start_methods():  # so that a DataLoader's workers know the cell's classes
+        multiprocessing.set_start_method("fork", force=True)
     os.environ.update(variables)
     bind_to_loopback()
+    silence_gloo()
     torch.set_num_threads(choose_threads(0, int(variables["LOCAL_WORLD_SIZE"])))
     sys.stdout = sys.stderr = lines = _Lines(pipe)
     linecache.cache[CELL] = (len(code), None, code.splitlines(keepends=True), CELL)  # tracebacks can quote the cell

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 
@@ -80,14 +81,14 @@ class LoopbackRendezvous(RendezvousHandler):
         return True
 
 
-def main() -> None:
-    """torchrun on this machine only."""
+def main(arguments: Sequence[str]) -> None:
+    """torchrun with these arguments, on this machine only."""
     from torch.distributed import run
 
     with suppress(ValueError):  # registered by its entry point, where the workbook is installed
         rendezvous_handler_registry.register(NAME, LoopbackRendezvous.of)
-    run.main([f"--rdzv-backend={NAME}", f"--rdzv-endpoint={ADDRESS}", *sys.argv[1:]])
+    run.main([f"--rdzv-backend={NAME}", f"--rdzv-endpoint={ADDRESS}", *arguments])
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from ddp_workbook.devices import choose_device
 from ddp_workbook.distributed.comm_hooks import check_comm_hook
 from ddp_workbook.distributed.process_group import World
 from ddp_workbook.errors import InputError
+from ddp_workbook.measurement.alone import measuring_alone
 from ddp_workbook.measurement.benchmark import empty_record, measure, require_rounds
 from ddp_workbook.records.files import load_record, require_writable, save_record
 from ddp_workbook.records.timing import BenchmarkRecord, Configuration, PerformanceMetrics, ProcessCountMetrics
@@ -38,7 +40,8 @@ def run_experiment(
 ) -> tuple[BenchmarkRecord, Path]:
     """Run it, or continue it when output_dir is the folder of the same experiment; returns the record and the folder.
 
-    Whatever ends it, the folder holds all finished rounds. Raises InputError for the folder of another experiment.
+    Whatever ends it, the folder holds all finished rounds. Raises InputError for the folder of another experiment, and
+    while another benchmark or course is at work there.
     """
     counts = sorted(set(process_counts))
     if not counts:
@@ -48,14 +51,42 @@ def run_experiment(
     config = replace(config, device=device.type)  # the same kind for all configurations
     check_comm_hook(config.comm_hook, device, World(size=max(counts), local_size=max(counts)))
     empty = empty_record(config, counts, steps, scaling)
-    folder, earlier = output_dir, None
-    if (output_dir / SERIAL).exists():
-        earlier = load_experiment(output_dir)
-        require_same(earlier, empty, output_dir)
-        report(f"continuing {output_dir} after round {earlier.rounds}")
-    else:
-        folder = output_dir / f"experiment_{datetime.now():%Y%m%d_%H%M%S}"
-    parts = len(empty.configurations) * (1 if steps else config.epochs) * (rounds - (earlier.rounds if earlier else 0))
+    continues = (output_dir / SERIAL).exists()
+    if continues:
+        require_same(load_experiment(output_dir), empty, output_dir)
+    require_writable(output_dir)
+    with measuring_alone(output_dir.parent if continues else output_dir):
+        folder = output_dir if continues else new_folder(output_dir)
+        try:
+            return _measure_rounds(empty, rounds, folder, report), folder
+        finally:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+def new_folder(output_dir: Path) -> Path:
+    """Make a folder experiment_<time> that nobody else has made."""
+    first = output_dir / f"experiment_{datetime.now():%Y%m%d_%H%M%S}"
+    folder, number = first, 1
+    while True:
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = first.with_name(f"{first.name}_{number}")
+
+
+def _measure_rounds(
+    empty: BenchmarkRecord, rounds: int, folder: Path, report: Callable[[str], None]
+) -> BenchmarkRecord:
+    """The record after so many rounds, those that are already in the folder included."""
+    earlier = None
+    if (folder / SERIAL).exists():
+        earlier = load_experiment(folder)
+        report(f"continuing {folder} after round {earlier.rounds}")
+    parts_of_round = len(empty.configurations) * (1 if empty.steps else empty.config.epochs)
+    parts = parts_of_round * (rounds - (earlier.rounds if earlier else 0))
     done: list[float] = []  # when each part ended
 
     def on_part(name: str, rate: float) -> None:
@@ -66,14 +97,14 @@ def run_experiment(
         save_experiment(record, folder)
         report(f"round {record.rounds}/{rounds} is in {folder}")
 
-    require_writable(output_dir)
+    counts = [configuration.processes for configuration in empty.by_role("distributed")]
     try:
-        record = measure(config, counts, rounds, steps, scaling, earlier, on_part, on_round)
-    except KeyboardInterrupt:
+        return measure(empty.config, counts, rounds, empty.steps, empty.scaling, earlier, on_part, on_round)
+    except KeyboardInterrupt as stop:
         begun = (folder / SERIAL).exists()
-        report(f"stopped; to continue: the same command with --output-dir {folder}" if begun else "stopped in round 1")
+        again = f"stopped; to continue: the same command with --output-dir {folder}"
+        stop.args = (again if begun else "stopped in round 1",)  # the command's last line
         raise
-    return record, folder
 
 
 def _time_left(done: Sequence[float], parts: int) -> str:
@@ -123,12 +154,27 @@ def save_experiment(record: BenchmarkRecord, folder: Path) -> None:
 
 
 def load_experiment(folder: Path) -> BenchmarkRecord:
-    """All parts of an experiment, with the rounds that all of them have."""
-    paths = sorted(folder.glob(PARALLEL.format("*")), key=lambda path: int(path.stem.split("_")[1].rstrip("p")))
-    parts = [load_record(BenchmarkRecord, path) for path in (folder / SERIAL, *paths)]
-    rounds = min(part.rounds for part in parts)  # stopped between two files, one may be a round ahead
-    configurations = [_first_rounds(each, rounds) for part in parts for each in part.configurations]
-    return parts[0].model_copy(update={"configurations": configurations})
+    """All parts of an experiment, by process count, with the rounds that all of them have.
+
+    Raises InputError for a file that is missing, corrupt, or a part of another experiment.
+    """
+    serial = load_record(BenchmarkRecord, folder / SERIAL)
+    parts = {}
+    for path in folder.glob(PARALLEL.format("*")):
+        part = load_record(BenchmarkRecord, path)
+        processes = part.configurations[0].processes
+        if path.name != PARALLEL.format(processes) or _settings(part) != _settings(serial):
+            raise InputError(f"{path} does not belong to the experiment in {folder / SERIAL}; remove it")
+        parts[processes] = part
+    rounds = min(part.rounds for part in (serial, *parts.values()))  # stopped between two files, one may be ahead
+    ordered = [serial, *(parts[processes] for processes in sorted(parts))]
+    configurations = [_first_rounds(each, rounds) for part in ordered for each in part.configurations]
+    return serial.model_copy(update={"configurations": configurations})
+
+
+def _settings(part: BenchmarkRecord) -> BenchmarkRecord:
+    """All that the files of one experiment have in common."""
+    return part.model_copy(update={"configurations": []})
 
 
 def _first_rounds(configuration: Configuration, rounds: int) -> Configuration:

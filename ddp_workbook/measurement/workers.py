@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import signal
 import sys
 import tempfile
 import traceback
@@ -22,7 +21,8 @@ from ddp_workbook.config import TrainConfig
 from ddp_workbook.devices import choose_backend, choose_device, set_threads
 from ddp_workbook.distributed.launch import LaunchError
 from ddp_workbook.distributed.process_group import World, bind_to_loopback
-from ddp_workbook.distributed.processes import started
+from ddp_workbook.distributed.processes import first_death, started
+from ddp_workbook.distributed.quiet_gloo import silence_gloo
 from ddp_workbook.training.datasets import Dataset, load_dataset
 from ddp_workbook.training.loader import Batch, TrainLoader
 from ddp_workbook.training.loop import train_step
@@ -74,6 +74,7 @@ class Worker:
             bind_to_loopback()
             backend = choose_backend(config.backend, self.device, world.local_size)
             file_store = dist.FileStore(store, world.size)
+            silence_gloo()
             dist.init_process_group(backend, store=file_store, rank=world.rank, world_size=world.size)
         self.sessions: dict[tuple[TrainConfig, bool], TrainingSession] = {}
         self.datasets: dict[tuple, Dataset] = {}
@@ -114,7 +115,7 @@ class WorkerPool:
             World(rank, self.processes, rank, self.processes, self.processes > 1) for rank in range(self.processes)
         ]
         arguments = [(self.config, world, str(Path(folder) / "store")) for world in worlds]
-        self.pipes = self.stack.enter_context(started(_work, arguments, SECONDS_TO_STOP))
+        self.pipes, self.workers = self.stack.enter_context(started(_work, arguments, SECONDS_TO_STOP))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -125,23 +126,22 @@ class WorkerPool:
 
         Raises LaunchError with the error of the rank that failed first.
         """
+        results: dict[Connection, Any] = {}
         try:
             for pipe in self.pipes:
                 pipe.send((function, arguments))
-            results: dict[Connection, Any] = {}
             while len(results) < len(self.pipes):
                 for pipe in wait([pipe for pipe in self.pipes if pipe not in results]):
                     works, results[pipe] = pipe.recv()
                     if not works:  # the others may wait for this rank for ever
-                        raise LaunchError(f"{self.name!r}: {results[pipe]}")
-        except (EOFError, OSError) as error:
-            raise LaunchError(f"a process of {self.name!r} died; its own message is above") from error
+                        raise LaunchError(f"{self.name!r}: {first_death(self.workers) or results[pipe]}")
+        except (EOFError, OSError):
+            raise LaunchError(f"{self.name!r}: {first_death(self.workers, self.pipes.index(pipe))}") from None
         return [results[pipe] for pipe in self.pipes]
 
 
 def _work(config: TrainConfig, world: World, store: str, pipe: Connection) -> None:
     """A worker from start to end. It ends in order: the models first, then the group (see process_group)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller
     try:
         _serve(config, world, store, pipe)
     except (EOFError, BrokenPipeError, ConnectionResetError):  # the caller has closed its end

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ddp_workbook.config import DeviceName
 from ddp_workbook.records.run import SCHEMA_VERSION, Amount, Count, Share, Strict
@@ -41,7 +41,11 @@ class RunSummary(Strict):
 
 
 class CourseSummary(Strict):
-    """What notebook 04 concludes: test_summary.json."""
+    """What notebook 04 concludes: test_summary.json.
+
+    rechecked_disagreements: images that the saved model classified differently when it was tested again. Rounding
+    explains few of them; more belong to another model.
+    """
 
     schema_version: Literal[2] = 2
     recipe: str
@@ -51,3 +55,10 @@ class CourseSummary(Strict):
     accuracy_difference: Interval
     rechecked_disagreements: Count
     speedups: list[SpeedupSummary]
+
+    @model_validator(mode="after")
+    def _is_of_this_model(self) -> CourseSummary:
+        most = max(2, self.test_images // 500)
+        if self.rechecked_disagreements > most:
+            raise ValueError(f"rechecked_disagreements must be at most {most}; more belong to another run's checkpoint")
+        return self

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import base64
+import math
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.errors import InputError
-from ddp_workbook.records.files import load_record
+from ddp_workbook.records.files import load_record, put_in_place
+from ddp_workbook.records.recorded_config import RecordedConfig
 
 SCHEMA_VERSION = 1
 
@@ -35,9 +36,9 @@ def _plain(text: str) -> str:
 
 
 def _moment(text: str) -> str:
-    """An ISO time in or after 2000: no run has finished before."""
-    if datetime.fromisoformat(text).year < 2000:
-        raise ValueError("must be a year from 2000 on")
+    """An ISO time from 1970 on, where the clock of a computer without a battery begins."""
+    if datetime.fromisoformat(text).year < 1970:
+        raise ValueError("must be a year from 1970 on")
     return text
 
 
@@ -62,36 +63,8 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 Amount = Annotated[float, Field(ge=0, le=1e18, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(_plain)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RunKind = Literal["baseline", "distributed"]
-
-
-OLD_NAMES = {"accumulate": "grad_accum_steps", "lr_batch": "base_batch_size", "head_lr": "head_lr_scale"}
-
-
-def _current_fields(config: object) -> object:
-    """A recorded configuration with the names that its fields have today.
-
-    Raises ValueError when one is missing (a default in its place could say what the run never did), or when two old
-    fields exclude each other.
-    """
-    if not isinstance(config, dict):
-        return config
-    config = {OLD_NAMES.get(name, name): value for name, value in config.items()}
-    if "gradient_compression" in config:  # comm_hook was two fields before
-        averaging, compression = config.pop("averaging", "all-reduce"), config.pop("gradient_compression")
-        if compression == "none":
-            config["comm_hook"] = "allreduce" if averaging == "all-reduce" else averaging
-        elif averaging == "all-reduce":
-            config["comm_hook"] = compression
-        else:
-            raise ValueError("gradient_compression must be none unless averaging is all-reduce")
-    missing = [field.name for field in fields(TrainConfig) if field.name not in config]
-    if missing:
-        raise ValueError(f"{', '.join(missing)} is missing: the file is of an older version")
-    return config
-
-
-RecordedConfig = Annotated[TrainConfig, BeforeValidator(_current_fields)]
 
 
 class Strict(BaseModel):
@@ -134,14 +107,15 @@ class DatasetInfo(Strict):
     classes: Annotated[list[Name], Field(min_length=1, max_length=MOST_CLASSES)]
     train_images: Count
     test_images: Count
-    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    fingerprint: Digest
 
 
 class RunRecord(Strict):
     """One finished training run. Times in seconds, memory in bytes, accuracy as a share of the test images.
 
     correct_images has a bit for each test image in order, 1 where the model is right, packed by pack_bits(): two runs
-    on the same images can then be compared image by image. None in records of earlier versions.
+    on the same images can then be compared image by image. The two SHA-256 name the run's other files: its history, and
+    what the model's file holds before its seal. These three are None in records of earlier versions.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -162,6 +136,8 @@ class RunRecord(Strict):
     accelerator_peak_bytes: list[Count | None]
     confusion: list[list[Count]]
     correct_images: str | None = None
+    history_sha256: Digest | None = None
+    model_sha256: Digest | None = None
 
     @property
     def correct_bits(self) -> list[bool] | None:
@@ -172,6 +148,7 @@ class RunRecord(Strict):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> RunRecord:
+        config, world = self.config, self.world
         classes, tested = len(self.dataset.classes), sum(map(sum, self.confusion))
         if len(self.confusion) != classes or any(len(row) != classes for row in self.confusion):
             raise ValueError(f"confusion must be {classes} x {classes}, as there are {classes} classes")
@@ -182,9 +159,31 @@ class RunRecord(Strict):
             raise ValueError("test_accuracy does not follow from confusion")
         if self.correct_images is not None and sum(self.correct_bits) != correct:
             raise ValueError("correct_images does not count as many correct predictions as confusion")
-        if len(self.peak_memory_bytes) != self.world.processes:
-            raise ValueError(f"peak_memory_bytes must have {self.world.processes} entries, one per process")
+        for name in ("peak_memory_bytes", "accelerator_peak_bytes"):
+            if len(getattr(self, name)) != world.processes:
+                raise ValueError(f"{name} must have {world.processes} entries, one per process")
+        if world.oversubscribed and world.processes * world.threads_per_process <= self.environment.cores:
+            raise ValueError(f"oversubscribed, with no more threads than the {self.environment.cores} cores")
+        if self.kind == "baseline" and (world.processes, world.backend) != (1, None):
+            raise ValueError("a baseline has one process and no backend")
+        if not is_close(self.images_per_second * self.train_seconds, config.epochs * self.images_per_epoch):
+            raise ValueError(f"images_per_second does not follow from {self.images_per_epoch} images an epoch")
+        for name, value, asked in (
+            ("recipe", self.recipe, config.recipe),
+            ("dataset.name", self.dataset.name, config.dataset),
+            ("world.global_batch", world.global_batch, config.global_batch(world.processes)),
+            ("world.precision", world.precision, config.precision),
+            ("world.threads_per_process", world.threads_per_process, config.threads or "auto"),
+            ("environment.device", self.environment.device, config.device),
+        ):
+            if asked not in (value, "auto"):
+                raise ValueError(f"{name} is {value!r}, but config asks for {asked!r}")
         return self
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Training images of one epoch: those of an incomplete last step are left out."""
+        return self.dataset.train_images // self.world.global_batch * self.world.global_batch
 
 
 class Communication(Strict):
@@ -224,18 +223,63 @@ class HistoryRecord(Strict):
     recipe: str
     epochs: list[EpochRecord]
 
+    @model_validator(mode="after")
+    def _is_in_order(self) -> HistoryRecord:
+        if [each.epoch for each in self.epochs] != list(range(1, len(self.epochs) + 1)):
+            raise ValueError(f"epochs must be numbered from 1 to {len(self.epochs)}")
+        return self
+
+
+def is_close(first: float, second: float) -> bool:
+    """Equal but for rounding."""
+    return math.isclose(first, second, rel_tol=1e-6, abs_tol=1e-12)
+
 
 def record_paths(run_dir: Path, kind: RunKind) -> tuple[Path, Path]:
     """Paths of a run's metrics and of its history."""
     return run_dir / f"{kind}_metrics.json", run_dir / f"{kind}_history.json"
 
 
+def model_path(config: TrainConfig, kind: RunKind) -> Path:
+    """The finished model: checkpoints/<baseline|distributed>_<model>_<dataset>.pth"""
+    return config.checkpoint_dir / f"{kind}_{config.model}_{config.dataset}.pth"
+
+
+def complete_saving(run: RunRecord, run_dir: Path) -> None:
+    """Put a run's history and model in place. A run counts from the moment its metrics are written, which is before.
+
+    Raises InputError when that fails; harmless where it was done already.
+    """
+    if run.history_sha256:
+        for path in (model_path(run.config, run.kind), record_paths(run_dir, run.kind)[1]):
+            put_in_place(path, run.history_sha256)
+
+
 def load_run(run_dir: Path, kind: RunKind) -> tuple[RunRecord, HistoryRecord]:
     """Both files of one finished run. Raises InputError when one is missing, corrupt or of another run."""
     metrics, history = record_paths(run_dir, kind)
-    run, epochs = load_record(RunRecord, metrics), load_record(HistoryRecord, history)
+    run = load_record(RunRecord, metrics)
+    complete_saving(run, run_dir)  # its process may have been killed before that
+    epochs = load_record(HistoryRecord, history, run.history_sha256)
     if (epochs.kind, epochs.recipe, len(epochs.epochs)) != (run.kind, run.recipe, run.config.epochs):
         raise InputError(f"{history} belongs to another run than {metrics}; run the training again")
     if run.kind != kind:
         raise InputError(f"{metrics} does not fit: kind: is {run.kind!r}, expected {kind!r}")
+    for name, said, follows in _totals(run, epochs.epochs):
+        if not is_close(said, follows):
+            raise InputError(
+                f"{metrics} does not agree with {history}: {name} is {said:.6g} in one, {follows:.6g} in the other; "
+                f"run the training again"
+            )
     return run, epochs
+
+
+def _totals(run: RunRecord, epochs: list[EpochRecord]) -> Iterator[tuple[str, float, float]]:
+    """(name, what the run's record says, what its epochs say)."""
+    for name in ("test_accuracy", "test_loss"):
+        yield name, getattr(run, name), getattr(epochs[-1], name)
+    for name in ("train_seconds", "evaluation_seconds"):
+        yield name, getattr(run, name), sum(getattr(each, name) for each in epochs)
+    for each in epochs:
+        name = f"the number of images in epoch {each.epoch}"
+        yield name, run.images_per_epoch, each.images_per_second * each.train_seconds

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from datetime import datetime
 from pathlib import Path
 
@@ -40,31 +38,22 @@ def build_report(run_dir: Path, team_file: Path = TEAM_FILE) -> Path:
     except UNUSABLE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise InputError(f"no report can be made from {run_dir}/*.json ({reason}); run notebook 04 again") from error
-    except OSError as error:
-        raise InputError(
-            f"cannot make the report in {tempfile.gettempdir()} ({error.strerror or error}); free some space"
-        ) from error
     target = run_dir / "report.pdf"
     write_atomically(target, lambda file: file.write(pdf))
     return target
 
 
 def _compile(team: Team, inputs: Inputs) -> bytes:
-    """The PDF. typst works in a temporary folder and reads nothing outside it."""
-    with tempfile.TemporaryDirectory(prefix="report-") as folder:
-        root = Path(folder)
-        for path in (*HERE.glob("*.typ"), HERE / "references.yml"):
-            shutil.copy(path, root / path.name)
-        for name, figure in _figures(inputs).items():
-            (root / f"{name}.svg").write_bytes(plots.to_svg(figure))
-        (root / "data.json").write_text(json.dumps(_content(team, inputs), default=str), encoding="utf-8")
-        return typst.compile(
-            str(root / "report.typ"),
-            root=str(root),
-            ignore_system_fonts=True,
-            pdf_standards="ua-1",
-            timestamp=int(datetime.fromisoformat(inputs.distributed.finished_at).timestamp()),
-        )
+    """The PDF. typst reads nothing outside HERE and what it is given, and writes no file that could be left behind."""
+    files = {f"{name}.svg": plots.to_svg(figure) for name, figure in _figures(inputs).items()}
+    content = json.dumps(_content(team, inputs), default=str).encode()
+    return typst.compile(
+        {"main.typ": HERE / "report.typ", "data.json": content} | files,
+        root=str(HERE),
+        ignore_system_fonts=True,
+        pdf_standards="ua-1",
+        timestamp=int(datetime.fromisoformat(inputs.distributed.finished_at).timestamp()),
+    )
 
 
 def _content(team: Team, inputs: Inputs) -> dict:

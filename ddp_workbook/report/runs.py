@@ -30,6 +30,7 @@ def runs_content(inputs: Inputs) -> dict:
         "config": _config(baseline, distributed),
         "world": _world(baseline, distributed),
         "environment": _environment(baseline),
+        "other_machine": inputs.other_machine,
         "on_cpu": baseline.environment.device == "cpu",
         "runs": {run.kind: _run(run) for run in (baseline, distributed)},
         "whole_runs": f"{baseline.train_seconds / distributed.train_seconds:.2f}",

@@ -18,8 +18,8 @@ from torch import nn
 
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.errors import InputError, first_fault
-from ddp_workbook.records.files import write_atomically
-from ddp_workbook.records.run import RecordedConfig, RunKind
+from ddp_workbook.records.files import require_file, write_atomically
+from ddp_workbook.records.run import RecordedConfig, RunKind, model_path
 
 SEAL = b"ddp-workbook checkpoint, version 2\n"
 SEAL_BYTES = len(SEAL) + hashlib.sha256().digest_size
@@ -32,11 +32,6 @@ TRAINING_FIELDS = {
 _CONFIG = TypeAdapter(RecordedConfig)
 
 
-def model_path(config: TrainConfig, kind: RunKind) -> Path:
-    """The finished model: checkpoints/<baseline|distributed>_<model>_<dataset>.pth"""
-    return config.checkpoint_dir / f"{kind}_{config.model}_{config.dataset}.pth"
-
-
 def checkpoint_folder(config: TrainConfig, kind: RunKind) -> Path:
     """Checkpoints of a run in progress: checkpoints/<baseline|distributed>_<model>_<dataset>/"""
     return model_path(config, kind).with_suffix("")
@@ -44,7 +39,7 @@ def checkpoint_folder(config: TrainConfig, kind: RunKind) -> Path:
 
 def saved_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in the folder, newest first."""
-    paths = [path for path in folder.glob("step-*.pt") if path.stem.removeprefix("step-").isdigit()]
+    paths = [path for path in folder.glob("step-*.pt") if path.stem.removeprefix("step-").isdecimal()]
     return sorted(paths, key=lambda path: int(path.stem.removeprefix("step-")), reverse=True)
 
 
@@ -69,8 +64,8 @@ class _HashingFile:
 
 def write_checkpoint(
     path: Path, config: TrainConfig, fingerprint: str, model: nn.Module, training: dict | None = None
-) -> None:
-    """Write the file atomically. Raises InputError when it cannot be written."""
+) -> str:
+    """Write the file atomically; returns the SHA-256 in its seal. Raises InputError when it cannot be written."""
     content = {
         "config": _CONFIG.dump_python(config, mode="json"),
         "fingerprint": fingerprint,
@@ -78,7 +73,7 @@ def write_checkpoint(
         "training": training,
     }
 
-    def write(file: BinaryIO) -> None:
+    def write(file: BinaryIO) -> str:
         out = _HashingFile(file)
         try:
             torch.save(content, out)
@@ -87,35 +82,40 @@ def write_checkpoint(
                 raise out.error from None
             raise
         file.write(SEAL + out.hash.digest())
+        return out.hash.hexdigest()
 
-    write_atomically(path, write)
+    return write_atomically(path, write)
 
 
-def has_seal(path: Path) -> bool:
-    """Whether the file ends with a seal of this format; the checksum itself is not verified."""
+def read_seal(path: Path) -> str | None:
+    """The SHA-256 in a file's seal, not verified; None without a seal. Raises InputError for what cannot be read."""
     try:
+        if require_file(path).st_size < SEAL_BYTES:
+            return None
         with path.open("rb") as file:
             file.seek(-SEAL_BYTES, io.SEEK_END)
-            return file.read(len(SEAL)) == SEAL
-    except OSError:
-        return False
-
-
-def read_checkpoint(path: Path) -> dict:
-    """The content, its "config" as a TrainConfig. Raises InputError for a missing, corrupt or foreign file."""
-    try:
-        raw = memoryview(path.read_bytes())
+            seal = file.read()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; the run that writes it has not finished here") from None
     except OSError as error:
         raise InputError(f"cannot read {path} ({error.strerror or error})") from error
-    payload, seal = raw[:-SEAL_BYTES], raw[-SEAL_BYTES:]
-    if seal[: len(SEAL)] != SEAL:
+    return seal[len(SEAL) :].hex() if seal.startswith(SEAL) else None
+
+
+def read_checkpoint(path: Path) -> dict:
+    """The content, its "config" as a TrainConfig. Raises InputError for a missing, corrupt or foreign file."""
+    checksum = read_seal(path)
+    if checksum is None:
         raise InputError(f"{path} is truncated, or not a checkpoint of this version; run the training again")
-    if seal[len(SEAL) :] != hashlib.sha256(payload).digest():
-        raise InputError(f"{path} is corrupt: its checksum does not match; run the training again")
     try:
+        payload = memoryview(path.read_bytes())[:-SEAL_BYTES]
+        if checksum != hashlib.sha256(payload).hexdigest():
+            raise InputError(f"{path} is corrupt: its checksum does not match; run the training again")
         content = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise InputError(f"{path} does not fit into memory") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror or error})") from error
     except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(f"{path} is not a checkpoint ({str(error).splitlines()[0][:80]})") from error
     if not _has_fields(content, FIELDS) or not (

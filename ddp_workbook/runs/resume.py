@@ -130,7 +130,8 @@ class CheckpointManager:
             return None
         if difference:
             raise InputError(
-                f"{path} {difference}; to start from scratch leave out --resume (in notebook 02: RETRAIN = True)"
+                f"{path} {difference}; to start from scratch leave out --resume (in a notebook: RETRAIN = True; "
+                f"ddp-workbook run: --retrain)"
             )
         saved = saved_checkpoints(self.folder)
         self.kept = saved[saved.index(path) :][::-1]

@@ -1,4 +1,4 @@
-"""Early exits: stop signals, divergence, invalid input, lost peers, and their exit codes."""
+"""Early exits: stop signals, lost output, divergence, invalid input, lost peers, and their exit codes."""
 
 from __future__ import annotations
 
@@ -7,28 +7,32 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from types import FrameType
 
 from ddp_workbook.distributed.collectives import dist_max
 from ddp_workbook.distributed.process_group import LostConnection, World
 from ddp_workbook.errors import InputError, diverged, error_line
+from ddp_workbook.runs.streams import STOP_SIGNALS, WatchedOutput
 from ddp_workbook.training.state import TrainingState
 
 SECONDS_BETWEEN_CHECKS = 1.0
-SECONDS_FOR_RANK_0 = 5  # to report for all ranks; it may have started later
+SECONDS_FOR_FIRST_RANK = 5  # to report for all ranks of its machine; it may have started later
+LOST_OUTPUT = 13  # the number of SIGPIPE, where there is one: by default it ends a program whose output nobody reads
 
 
 class Stopped(Exception):
     """The run was asked to stop, and did so after a complete step."""
 
     def __init__(self, number: int, where: str) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} after {where}")
+        lost = "lost output (stdout is a closed pipe or a full device)"
+        cause = lost if number == LOST_OUTPUT else signal.Signals(number).name
+        super().__init__(f"stopped by {cause} after {where}")
         self.number = number
 
 
 class StopRequest:
-    """Remembers SIGINT or SIGTERM until the training loop checks for it."""
+    """Remembers a stop signal until the training loop checks for it."""
 
     number: int = 0
     """Number of the signal; 0: none came."""
@@ -36,20 +40,23 @@ class StopRequest:
 
 @contextmanager
 def stop_signals(world: World) -> Iterator[StopRequest]:
-    """In the block, SIGINT (Ctrl-C, a notebook's stop button) and SIGTERM wait for the end of a step.
+    """In the block, SIGINT (Ctrl-C, a notebook's stop button), SIGTERM and SIGHUP (a terminal that is closed) wait for
+    the end of a step. So does output that can no longer be written: it counts as one of them.
 
-    Without torchrun a second Ctrl-C does not wait; torchrun itself kills ranks that take too long.
+    A signal that was ignored before stays ignored: nohup does this with SIGHUP. Without torchrun a second Ctrl-C does
+    not wait; torchrun itself kills ranks that take too long.
     """
     request = StopRequest()
 
-    def note(number: int, _: FrameType | None) -> None:
+    def note(number: int, _: FrameType | None = None) -> None:
         request.number = request.number or number
-        if not world.launched:
+        if number == signal.SIGINT and not world.launched:
             signal.signal(number, before[number])
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {one: signal.signal(one, note) for one in STOP_SIGNALS if signal.getsignal(one) is not signal.SIG_IGN}
     try:
-        yield request
+        with redirect_stdout(WatchedOutput(sys.stdout, lambda: note(LOST_OUTPUT))):
+            yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -107,11 +114,11 @@ class TrainingMonitor:
 def exit_code_for(error: BaseException, program: str, world: World) -> int:
     """Report in one line why the run ends early, and return the exit code.
 
-    2: bad input. 130 and 143: SIGINT and SIGTERM, as in a shell. 1: another rank is lost, which has reported its own
-    error. Any other error is raised again and ends with its traceback.
+    2: bad input. As in a shell, 130, 143 and 129: SIGINT, SIGTERM and SIGHUP; 141: lost output. 1: another rank is
+    lost, which has reported its own error. Any other error is raised again and ends with its traceback.
 
-    Rank 0 reports for all ranks. Another rank reports bad input of its own only after a delay: if rank 0 has the same
-    error, torchrun has ended this rank by then.
+    The first rank of a machine reports for all ranks there. Another one reports bad input of its own only after a
+    delay: if the first rank has the same error, torchrun has ended this rank by then.
     """
     if isinstance(error, InputError):
         line, code = error_line(program, error), 2
@@ -120,12 +127,11 @@ def exit_code_for(error: BaseException, program: str, world: World) -> int:
     elif isinstance(error, KeyboardInterrupt):
         line, code = "interrupted", 128 + signal.SIGINT
     elif isinstance(error, LostConnection):
-        print(f"{program}: {error}", file=sys.stderr, flush=True)
-        return 1
+        line, code = f"{program}: {error}", 1
     else:
         raise error
-    if code == 2 and not world.is_main:
-        time.sleep(SECONDS_FOR_RANK_0)
-    if code == 2 or world.is_main:
-        print(line, file=sys.stderr, flush=True)
+    if code == 2 and world.local_rank:
+        time.sleep(SECONDS_FOR_FIRST_RANK)
+    if code in (1, 2) or world.is_main:
+        print(line, file=WatchedOutput(sys.stderr, on_loss=lambda: None), flush=True)  # the code still says it
     return code

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,6 @@ from ddp_workbook.config import TrainConfig
 from ddp_workbook.errors import InputError
 from ddp_workbook.records.run import DatasetInfo
 from ddp_workbook.specs import DATASETS
-from ddp_workbook.training.image_folder import read_image_folder
 
 LARGEST_MNIST = 48_000_000  # bytes; the largest of its files has 47,040,016
 
@@ -41,7 +41,10 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test images. `mean` and `std` (channels,) belong to the training pixels, as shares of 255."""
+    """Training and test images. `mean` and `std` (channels,) belong to the training pixels, as shares of 255.
+
+    `note` is a line about files that were left out.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -49,6 +52,7 @@ class Dataset:
     test: ImageSet
     mean: Tensor
     std: Tensor
+    note: str | None = None
 
     @property
     def mirror_keeps_class(self) -> bool:
@@ -78,14 +82,27 @@ class Dataset:
 def load_dataset(config: TrainConfig) -> Dataset:
     """Read the config's data set, and download it first if it is not there.
 
-    Raises InputError with the folder and the fix when the files are missing and cannot be downloaded.
+    Raises InputError with the folder and the fix when the files are missing and cannot be downloaded, or when the
+    number of images is not that of the data set.
     """
-    classes, train, test = _READERS[config.dataset](config)
+    classes, train, test, note = _READERS[config.dataset](config)
+    spec, found = DATASETS[config.dataset], (len(train), len(test))
+    if spec.images and found != spec.images:
+        raise InputError(
+            f"damaged data: {spec.title} has {spec.images[0]} training and {spec.images[1]} test images, but there are "
+            f"{found[0]} and {found[1]} in {config.data_dir / (spec.folder or '')}; move them away to download them"
+        )
     mean, std = _pixel_statistics(train.images)
-    return Dataset(config.dataset, classes, train, test, mean, std)
+    return Dataset(config.dataset, classes, train, test, mean, std, note)
 
 
-Parts = tuple[tuple[str, ...], ImageSet, ImageSet]
+class Parts(NamedTuple):
+    """What a reader returns; `note` as in Dataset."""
+
+    classes: tuple[str, ...]
+    train: ImageSet
+    test: ImageSet
+    note: str | None = None
 
 
 def _read_digits(config: TrainConfig) -> Parts:
@@ -98,7 +115,7 @@ def _read_digits(config: TrainConfig) -> Parts:
     images, labels = _fit_square(grey, config), torch.from_numpy(raw.target).long()
     train, test = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=raw.target, random_state=0)
     classes = tuple(str(name) for name in raw.target_names)
-    return classes, ImageSet(images[train], labels[train]), ImageSet(images[test], labels[test])
+    return Parts(classes, ImageSet(images[train], labels[train]), ImageSet(images[test], labels[test]))
 
 
 def _read_mnist(config: TrainConfig) -> Parts:
@@ -111,7 +128,7 @@ def _read_mnist(config: TrainConfig) -> Parts:
     def convert(part: MNIST) -> ImageSet:
         return ImageSet(_fit_square(part.data.unsqueeze(-1), config), part.targets.long())
 
-    return tuple(str(digit) for digit in range(10)), convert(train), convert(test)
+    return Parts(tuple(str(digit) for digit in range(10)), convert(train), convert(test))
 
 
 def _is_mnist(part: object) -> bool:
@@ -139,7 +156,7 @@ def _read_cifar10(config: TrainConfig) -> Parts:
     def convert(part: CIFAR10) -> ImageSet:
         return ImageSet(_fit_square(torch.from_numpy(part.data), config), torch.tensor(part.targets))
 
-    return tuple(train.classes), convert(train), convert(test)
+    return Parts(tuple(train.classes), convert(train), convert(test))
 
 
 def _damaged_cifar10(data_dir: Path) -> list[str]:
@@ -153,8 +170,10 @@ def _damaged_cifar10(data_dir: Path) -> list[str]:
 
 
 def _read_imagefolder(config: TrainConfig) -> Parts:
-    classes, train, test = read_image_folder(config)
-    return classes, ImageSet(*train), ImageSet(*test)
+    from ddp_workbook.training.image_folder import read_image_folder
+
+    classes, train, test, note = read_image_folder(config)
+    return Parts(classes, ImageSet(*train), ImageSet(*test), note)
 
 
 _READERS: dict[str, Callable[[TrainConfig], Parts]] = {

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import psutil
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
+from torchvision.datasets import ImageFolder
 
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.errors import InputError
 from ddp_workbook.records.run import LONGEST_NAME, MOST_CLASSES, is_plain
 
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # PIL goes by content: an EPS named .png would run Ghostscript
+EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # modes of at most 8 bits a channel
+SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+MOST_ENDINGS = 5  # in the line about files that are not used
 
 Part = tuple[Tensor, Tensor]  # images (N, size, size, 3) uint8, labels (N,) int64
 
 
-def read_image_folder(config: TrainConfig) -> tuple[tuple[str, ...], Part, Part]:
-    """Classes, training part and test part; each image is scaled and centre-cropped to a square.
+def read_image_folder(config: TrainConfig) -> tuple[tuple[str, ...], Part, Part, str | None]:
+    """Classes, training part, test part, and a line about files that are not used.
 
-    Raises InputError that names the folder or file that cannot be used.
+    Each image is scaled and centre-cropped to a square. Raises InputError that names the folder or file that cannot be
+    used.
     """
-    from torchvision.datasets import ImageFolder
-
     parts = {}
     for name in ("train", "test"):
         folder = config.data_dir / name
@@ -49,7 +54,19 @@ def read_image_folder(config: TrainConfig) -> tuple[tuple[str, ...], Part, Part]
     if needed > psutil.virtual_memory().available // 2:
         raise InputError(f"{config.data_dir} would take {needed / 1e9:.1f} GB in memory; use a smaller --image-size")
     train, test = (_decode(parts[name].samples, config.image_size) for name in ("train", "test"))
-    return classes, train, test
+    return classes, train, test, _describe_unused(config.data_dir, [s for part in parts.values() for s in part.samples])
+
+
+def _describe_unused(root: Path, samples: list[tuple[str, int]]) -> str | None:
+    """Files of other types than those that torchvision takes for images, such as GIF; None where all are used."""
+    used = {Path(path) for path, _ in samples}
+    files = (path for part in ("train", "test") for path in (root / part).rglob("*") if path not in used)
+    endings = Counter(path.suffix.lower() or "no ending" for path in files if path.is_file() and path.name[0] != ".")
+    if not endings:
+        return None
+    kinds = ", ".join(f"{count} x {ending}" for ending, count in endings.most_common(MOST_ENDINGS))
+    more = " and others" if len(endings) > MOST_ENDINGS else ""
+    return f"{endings.total()} file(s) in {root} are not used ({kinds}{more}); image files are {', '.join(FORMATS)}"
 
 
 def _require_plain_tree(folder: Path, root: Path) -> None:
@@ -71,8 +88,6 @@ def _require_plain_tree(folder: Path, root: Path) -> None:
 
 
 def _decode(samples: list[tuple[str, int]], size: int) -> Part:
-    from PIL import Image, ImageOps
-
     images = torch.empty(len(samples), size, size, 3, dtype=torch.uint8)
     for i, (path, _) in enumerate(samples):
         try:
@@ -80,8 +95,32 @@ def _decode(samples: list[tuple[str, int]], size: int) -> Part:
                 warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
                 Image.open(path, formats=FORMATS) as image,
             ):
-                square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
+                square = ImageOps.fit(_to_rgb(image), (size, size), Image.Resampling.BILINEAR)
         except Exception as error:  # PIL's readers fail in many ways on a corrupt file
             raise InputError(f"{path} cannot be read as an image ({error}); remove or replace it") from error
         images[i] = torch.from_numpy(np.array(square))
     return images, torch.tensor([label for _, label in samples])
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """8 bits in each of three channels: 16 bits are scaled, transparent pixels are shown on white.
+
+    (What a transparent pixel's colour is differs from program to program: without a background, a black drawing on
+    nothing becomes a black square.) Raises ValueError for numbers whose range the file does not say.
+    """
+    if image.format == "TIFF" and image.mode in SIXTEEN_BITS and _tiff_tags(image) != (16, 1):
+        raise ValueError("it has 12 bits per pixel, or 0 is white in it; save it with 8 or 16 bits and 0 as black")
+    if image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format in ("PNG", "PPM")):  # they have at most 16
+        grey = np.rint(np.asarray(image, dtype=np.float32) / 257)  # 65535 becomes 255
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode not in EIGHT_BITS:
+        raise ValueError(f"its pixels are of mode {image.mode}; save it with 8 or 16 bits, in grey or RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _tiff_tags(image: Image.Image) -> tuple[int, int]:
+    """Bits per sample, and which end of the range is black (1: 0 is)."""
+    return image.tag_v2.get(258, (1,))[0], image.tag_v2.get(262, 0)

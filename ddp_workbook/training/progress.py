@@ -11,6 +11,7 @@ from ddp_workbook.config import TrainConfig
 from ddp_workbook.devices import choose_threads
 from ddp_workbook.distributed.process_group import World
 from ddp_workbook.errors import InputError
+from ddp_workbook.records.files import require_writable
 from ddp_workbook.records.run import EpochRecord, RunKind, RunRecord
 from ddp_workbook.training.loop import Callback
 from ddp_workbook.training.state import TrainingState
@@ -80,11 +81,13 @@ class Lines:
 class Bar:
     """One bar for the whole run, and a line per epoch above it."""
 
-    def __init__(self, config: TrainConfig, steps_per_epoch: int) -> None:
-        total = config.epochs * steps_per_epoch
-        self.bar = tqdm(total=total, unit="step", file=sys.stdout, ncols=100, leave=False, delay=0.01)  # not at once
+    bar: tqdm | None = None
 
     def after_step(self, state: TrainingState) -> None:
+        if self.bar is None:  # here, because stdout is only watched once the run has begun
+            looks = {"ncols": 100, "leave": False, "delay": 0.01}  # delay: not at once
+            total = state.epochs * state.steps_per_epoch
+            self.bar = tqdm(total=total, unit="step", file=sys.stdout, **looks)
         self.bar.update(state.step - self.bar.n)
 
     def after_epoch(self, state: TrainingState) -> None:
@@ -101,7 +104,9 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise InputError("--tensorboard needs the tensorboard package; run: pip install tensorboard") from None
-        self.writer = SummaryWriter(str(config.run_dir / "tensorboard" / kind))
+        folder = config.run_dir / "tensorboard" / kind
+        require_writable(folder)
+        self.writer = SummaryWriter(str(folder))
 
     def after_step(self, state: TrainingState) -> None:
         """Steps are not logged: a value per step would make the device wait."""
@@ -117,10 +122,10 @@ class TensorBoard:
             self.writer.close()
 
 
-def progress_callbacks(config: TrainConfig, world: World, steps_per_epoch: int) -> list[Callback]:
+def progress_callbacks(config: TrainConfig, world: World) -> list[Callback]:
     """A bar where one process writes to a terminal or notebook, else lines; nothing on other ranks than 0."""
     if not world.is_main:
         return []
     shows_bars = sys.stdout.isatty() or "ipykernel" in sys.modules
-    callbacks: list[Callback] = [Bar(config, steps_per_epoch) if shows_bars and not world.launched else Lines()]
+    callbacks: list[Callback] = [Bar() if shows_bars and not world.launched else Lines()]
     return [*callbacks, TensorBoard(config, world.kind)] if config.tensorboard else callbacks

@@ -26,12 +26,12 @@ def test_the_table_has_a_column_per_run_and_reference():
 
 
 def test_the_summary_holds_what_the_runs_and_the_benchmark_say():
-    summary = summarize(*RUNS, make_benchmark(), disagreements=3)
+    summary = summarize(*RUNS, make_benchmark(), disagreements=2)
     assert CourseSummary.model_validate_json(summary.model_dump_json()) == summary
     assert summary.baseline.accuracy == wilson(180, 200)
     assert (summary.baseline.accuracy.value, summary.distributed.accuracy.value) == (0.9, 0.88)
     assert summary.accuracy_difference.value == pytest.approx(-0.02)
-    assert (summary.test_images, summary.rechecked_disagreements) == (200, 3)
+    assert (summary.test_images, summary.rechecked_disagreements) == (200, 2)
     assert [each.baseline for each in summary.speedups] == ["1 process, 1 thread", "1 process, 2 threads"]
     assert [each.speedup for each in summary.speedups] == [row.speedup for row in speedup_table(make_benchmark())]
     assert [each.efficiency for each in summary.speedups] == pytest.approx([0.75, 0.9])

@@ -116,7 +116,7 @@ def by_hand(monkeypatch):
 
     def set_port(port):
         monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
-        monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")  # so that it is restored afterwards
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", LOOPBACK.get(sys.platform, ""))  # so that it is restored afterwards
         monkeypatch.setenv("DDP_TIMEOUT", "1")
         monkeypatch.setenv("MASTER_PORT", str(port))
 

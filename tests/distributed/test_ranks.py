@@ -28,6 +28,23 @@ print("no line end", end="")
     assert sorted(lines) == sorted([f"{'a' * 100} {rank} 6" for rank in range(3)] + ["no line end"] * 3)
 
 
+def test_joining_a_group_prints_nothing(tmp_path):
+    """What C++ code writes does not pass through sys.stdout, but a notebook shows it in the cell all the same."""
+    code = f"""
+import os
+import torch.distributed as dist
+
+path = os.path.join({str(tmp_path)!r}, os.environ["RANK"])
+os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), 1)
+os.write(1, b"this is seen")
+dist.init_process_group("gloo")
+dist.new_group()
+dist.destroy_process_group()
+"""
+    run_on_ranks(code, 2)
+    assert [(tmp_path / name).read_text() for name in "01"] == ["this is seen"] * 2
+
+
 def test_every_call_has_fresh_processes():
     lines = []
     for _ in range(2):
@@ -57,10 +74,12 @@ def test_an_exit_with_a_code_is_a_failure(code):
         run_on_ranks(code, 1)
 
 
-@pytest.mark.parametrize("code", ["import os; os._exit(3)", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"])
-def test_a_rank_that_dies_is_reported(code):
-    with pytest.raises(LaunchError, match="rank 0 died without an error of its own"):
-        run_on_ranks(code, 1)
+@pytest.mark.parametrize(
+    ("code", "cause"), [("os._exit(3)", "exit code 3"), ("os.kill(os.getpid(), 9)", "SIGKILL, perhaps because memory")]
+)
+def test_a_rank_that_dies_is_reported(code, cause):
+    with pytest.raises(LaunchError, match=rf"^rank 1 died without an error of its own \({cause}"):
+        run_on_ranks(f"import os, time\nif os.environ['RANK'] == '1': {code}\ntime.sleep(60)", 2)
 
 
 def test_an_interrupt_leaves_no_process():
@@ -75,6 +94,42 @@ def test_an_interrupt_leaves_no_process():
         run_on_ranks("import os, time\nprint(os.getpid())\ntime.sleep(300)", 2, interrupt)
     assert len(found) == 2
     assert not any(psutil.pid_exists(pid) for pid in found)
+
+
+WITH_A_LOADER = """
+import os, time
+from torch.utils.data import DataLoader, Dataset
+
+class Mine(Dataset):
+    def __len__(self):
+        return 4
+    def __getitem__(self, index):
+        {item}
+
+for batch in DataLoader(Mine(), num_workers=1, batch_size=4):
+    print(batch.tolist())
+"""
+
+
+def test_a_data_loader_may_have_workers():
+    lines = []
+    run_on_ranks(WITH_A_LOADER.format(item="return index"), 2, lines.append)
+    assert lines == ["[0, 1, 2, 3]"] * 2
+
+
+def test_the_workers_of_a_data_loader_end_with_their_rank():
+    found = []
+
+    def interrupt(line):
+        found.append(int(line))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_on_ranks(WITH_A_LOADER.format(item="print(os.getpid()); time.sleep(300)"), 1, interrupt)
+    deadline = time.monotonic() + 2  # it becomes a child of the system's first process, which takes notice of its end
+    while (left := psutil.pid_exists(found[0])) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left
 
 
 def test_no_port_is_open_beyond_this_machine():

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,7 +85,10 @@ def test_where_it_cannot_work(device, processes, local, message):
         require_shared_memory(torch.device(device), processes, local)
 
 
-def test_the_script_refuses_before_any_process_waits(config):
+def test_the_script_refuses_before_it_loads_any_data(config, monkeypatch):
+    """Where the ranks have met, so that all of them refuse."""
     world = World(0, 2, 0, 1, launched=True)
+    monkeypatch.setattr(distributed_train, "process_group", lambda *_: nullcontext())
+    monkeypatch.setattr(distributed_train, "load_dataset", None)
     with pytest.raises(InputError, match="on one machine"):
         distributed_train.run(replace(config, comm_hook="shared-memory"), CheckpointOptions(), world)

@@ -58,11 +58,8 @@ def test_a_report_on_a_full_disk(small):
     assert not list(small.glob(".*"))
 
 
-def test_a_report_with_a_full_temporary_folder(small, tmp_path, monkeypatch):
+def test_a_report_needs_no_temporary_folder(small, tmp_path, monkeypatch):
     finish_course(tmp_path / "run")
-    earlier = build_report(tmp_path / "run", ROOT / "report.toml").read_bytes()
     monkeypatch.setattr("tempfile.tempdir", str(small))
     fill(small)
-    with pytest.raises(InputError, match=r"cannot make the report in .*No space left on device.*free some space"):
-        build_report(tmp_path / "run", ROOT / "report.toml")
-    assert (tmp_path / "run" / "report.pdf").read_bytes() == earlier
+    assert build_report(tmp_path / "run", ROOT / "report.toml").read_bytes().startswith(b"%PDF")

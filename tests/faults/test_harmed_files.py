@@ -20,6 +20,7 @@ from helper_interrupted_runs import (
     use_tiny_model_and_check_every_step,
 )
 from helper_records import make_run
+from helper_tries import tries
 
 from ddp_workbook.analysis import plots
 from ddp_workbook.errors import InputError
@@ -31,10 +32,6 @@ from ddp_workbook.runs.resume import newest_complete
 DRAWS = random.Random(int(os.environ.get("FAULT_SEED", "0")))
 
 
-def tries(number):
-    return range(1, int(os.environ.get("FAULT_TRIES", number)) + 1)
-
-
 def test_every_corrupt_checkpoint_is_recognized(tmp_path, monkeypatch):
     """Truncated at a random length or with one byte changed: the previous one is used, and a run resumes from it."""
     use_tiny_model_and_check_every_step(monkeypatch.setattr)
@@ -43,7 +40,7 @@ def test_every_corrupt_checkpoint_is_recognized(tmp_path, monkeypatch):
     newest, previous = saved_checkpoints(folder)
     complete, expected = newest.read_bytes(), read_checkpoint(previous)
     recognized = 0
-    for attempt in tries(200):
+    for attempt in range(1, tries(200) + 1):
         place = DRAWS.randrange(len(complete))
         other = complete[place] ^ DRAWS.randrange(1, 256)
         changed = complete[:place] + bytes([other]) + complete[place + 1 :]

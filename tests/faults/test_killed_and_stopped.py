@@ -15,6 +15,7 @@ import psutil
 import pytest
 import torch
 from conftest import ROOT
+from helper_tries import tries
 
 from ddp_workbook.records.run import load_run
 from ddp_workbook.runs.checkpoint import read_checkpoint
@@ -25,10 +26,6 @@ RUN = ["--recipe", "mlp-digits", "--epochs", "16", "--device", "cpu", "--batch-s
 BEGUN, DONE = "mlp-digits on cpu", "test accuracy"
 MOST_SECONDS = 120
 DRAWS = random.Random(int(os.environ.get("FAULT_SEED", "0")))
-
-
-def tries(number):
-    return range(1, int(os.environ.get("FAULT_TRIES", number)) + 1)
 
 
 # distributed_train.py, on whose rank 0 a callback also saves the random state after the last epoch
@@ -113,7 +110,7 @@ def undisturbed(folder, launcher, *flags):
 def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(tmp_path):
     seconds, expected = undisturbed(tmp_path / "plain", TORCHRUN, "--checkpoint-every", "20")
     recovery, exact = [], 0
-    for number in tries(50):
+    for number in range(1, tries(50) + 1):
         run = Run(tmp_path / str(number), [*TORCHRUN, "--max-restarts=3"], "--checkpoint-every", "20")
         run.wait_for(BEGUN)
         victim = run.rank(DRAWS.randrange(2))
@@ -129,13 +126,13 @@ def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(tmp_path):
     assert exact == len(recovery)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if os.name == "posix" else [])])
 def test_a_signal_leaves_a_checkpoint_and_no_process(number, tmp_path):
     """To the script without torchrun, and to torchrun, in turn."""
     launchers = [[sys.executable], TORCHRUN]
     plain = [undisturbed(tmp_path / f"plain {i}", launcher) for i, launcher in enumerate(launchers)]
     waits, exact, finished = [], 0, 0
-    for attempt in tries(20):
+    for attempt in range(1, tries(20) + 1):
         launcher, (seconds, expected) = launchers[attempt % 2], plain[attempt % 2]
         run = Run(tmp_path / str(attempt), launcher)
         run.wait_for(BEGUN)
@@ -165,7 +162,7 @@ def test_a_signal_leaves_a_checkpoint_and_no_process(number, tmp_path):
 
 def test_launches_in_a_row_all_end_with_code_0(tmp_path):
     seconds = []
-    for _ in tries(100):
+    for _ in range(tries(100)):
         begun = time.perf_counter()
         run = Run(tmp_path, TORCHRUN, "--epochs", "1")
         assert run.end() == 0, run.lines
@@ -192,7 +189,7 @@ runpy.run_path("distributed_train.py", run_name="__main__")
 def test_a_rank_that_raises_ends_the_others_and_its_error_is_shown_once(tmp_path):
     places = ["--results-dir", str(tmp_path / "r"), "--checkpoint-dir", str(tmp_path / "c")]
     waits = []
-    for _ in tries(10):
+    for _ in range(tries(10)):
         run = start(tmp_path, SPOILED, TORCHRUN, *places)
         lines, moment = [], None
         for line in run.stdout:

@@ -211,5 +211,5 @@ def test_an_interrupt_keeps_the_finished_rounds_and_leaves_no_process(tmp_path):
     assert "Traceback" not in rest
     time.sleep(0.5)
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-    [folder] = tmp_path.iterdir()
+    [folder] = tmp_path.glob("experiment_*")
     assert load_experiment(folder).rounds >= 2

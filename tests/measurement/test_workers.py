@@ -102,7 +102,10 @@ def test_a_failing_workers_own_error_is_reported_and_no_process_stays():
 
 
 def test_a_worker_that_dies_is_noticed():
-    with pytest.raises(LaunchError, match=r"a process of 'a pair' died"), WorkerPool("a pair", CONFIG, 2, 1) as pair:
+    with (
+        pytest.raises(LaunchError, match=r"'a pair': rank 0 died .* \(exit code 3\)"),
+        WorkerPool("a pair", CONFIG, 2, 1) as pair,
+    ):
         processes = [psutil.Process(answer[-1]) for answer in pair.call(describe)]
         pair.call(vanish, 0)
     assert not [process for process in processes if process.is_running()]

@@ -19,7 +19,6 @@ from ddp_workbook.errors import InputError
 from ddp_workbook.records import files
 from ddp_workbook.records.files import load_record
 from ddp_workbook.records.run import RunRecord, load_run
-from ddp_workbook.report import build
 from ddp_workbook.report.build import build_report
 from ddp_workbook.report.members import load_team
 
@@ -202,9 +201,3 @@ def test_a_full_disk_leaves_the_earlier_figure_and_report(made, tmp_path, monkey
     plt.close(figure)
     assert (picture.read_bytes(), report.read_bytes()) == earlier
     assert not list(made.glob(".*"))
-
-
-def test_a_full_temporary_folder_is_named(made, monkeypatch):
-    monkeypatch.setattr(build.shutil, "copy", full)
-    with pytest.raises(InputError, match=r"cannot make the report in .*No space left.*free some space"):
-        build_report(made, ROOT / "report.toml")

@@ -150,10 +150,10 @@ def load_old_config(folder, change):
 
 
 def test_an_old_configuration_is_read_with_todays_names(tmp_path):
-    changes = {"accumulate": 4, "lr_batch": 96, "head_lr": 0.25}
+    changes = {"accumulate": 4, "batch_size": 16, "lr_batch": 96, "head_lr": 0.25}
     config = load_old_config(tmp_path, lambda old: old.update(changes))
     assert (config.grad_accum_steps, config.base_batch_size, config.head_lr_scale) == (4, 96, 0.25)
-    rest = PATHS | {"grad_accum_steps", "base_batch_size", "head_lr_scale"}
+    rest = PATHS | {"grad_accum_steps", "batch_size", "base_batch_size", "head_lr_scale"}
     assert first_difference(config, make_run()[0].config, rest) is None
 
 

@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 from conftest import ROOT
 from helper_bad_invocations import finish_course
+from helper_course import change_config, save_summary
 from helper_records import make_benchmark, make_breakdown, make_steps
 from pypdf import PdfReader
 
 from ddp_workbook.errors import InputError
 from ddp_workbook.recipes import RECIPES
 from ddp_workbook.records.files import load_record, save_record
-from ddp_workbook.records.run import HistoryRecord, RunRecord, record_paths
+from ddp_workbook.records.run import RunRecord, record_paths
 from ddp_workbook.records.timing import BenchmarkRecord, Interval
 from ddp_workbook.report import build
 from ddp_workbook.report.build import HERE, build_report
@@ -51,17 +52,6 @@ def with_shared_memory(finished):
     weak = strong.model_copy(update={"scaling": "weak", "config": config, "configurations": runs})
     save_record(weak, finished / "benchmark_weak.json")
     return finished
-
-
-def change_config(folder, new):
-    """Both runs with another configuration, of two epochs; the global batch of 64 stays."""
-    for kind, processes in (("baseline", 1), ("distributed", 2)):
-        path = record_paths(folder, kind)[0]
-        run = load_record(RunRecord, path)
-        config = replace(new, batch_size=64 // processes, epochs=2)
-        save_record(run.model_copy(update={"config": config, "recipe": config.recipe}), path)
-        history = load_record(HistoryRecord, path.with_name(f"{kind}_history.json"))
-        save_record(history.model_copy(update={"recipe": config.recipe}), path.with_name(f"{kind}_history.json"))
 
 
 def text_of(path):
@@ -188,6 +178,7 @@ def test_the_interval_of_the_accuracies_names_its_method(finished):
     assert "Simple Improved Confidence Intervals" in text_of(build_report(finished, ROOT / "report.toml"))
     path = record_paths(finished, "distributed")[0]
     save_record(load_record(RunRecord, path).model_copy(update={"correct_images": None}), path)
+    save_summary(finished)
     text = text_of(build_report(finished, ROOT / "report.toml"))
     assert "Simple Improved Confidence Intervals" not in text
     assert "do not say which images were right" in text
@@ -287,6 +278,7 @@ def test_a_strangers_text_is_only_text(finished, tmp_path):
         content = json.loads(path.read_text())
         content["dataset"]["classes"] = [HOSTILE, "one"]
         path.write_text(json.dumps(content))
+    save_summary(finished)
     text = text_of(build_report(finished, team))
     assert text.count("#panic") >= 3
 

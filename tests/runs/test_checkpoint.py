@@ -1,5 +1,6 @@
 """The checkpoint file: complete, recognized when it is corrupt, and never a program."""
 
+import hashlib
 import os
 import pickle
 
@@ -15,10 +16,10 @@ from ddp_workbook.errors import InputError
 from ddp_workbook.runs.checkpoint import (
     SEAL_BYTES,
     TRAINING_FIELDS,
-    has_seal,
     load_weights,
     model_path,
     read_checkpoint,
+    read_seal,
     write_checkpoint,
 )
 
@@ -74,7 +75,7 @@ def test_a_plain_torch_file_is_refused_complete_or_truncated(tmp_path_factory, d
     torch.save({"a": torch.ones(100)}, path)
     complete = path.read_bytes()
     path.write_bytes(complete[: data.draw(st.integers(0, len(complete)))])
-    assert not has_seal(path)
+    assert read_seal(path) is None
     with pytest.raises(InputError, match="is truncated, or not a checkpoint"):
         read_checkpoint(path)
 
@@ -132,7 +133,10 @@ def test_a_missing_file_and_one_that_cannot_be_read_are_refused(tmp_path):
 
 def test_a_seal_is_seen_without_reading_the_file(saved, tmp_path):
     path, _ = saved
-    assert has_seal(path)
+    complete = path.read_bytes()
+    assert read_seal(path) == hashlib.sha256(complete[:-SEAL_BYTES]).hexdigest()
     (tmp_path / "empty").write_bytes(b"")
-    (tmp_path / "truncated").write_bytes(path.read_bytes()[:-1])
-    assert not any(has_seal(tmp_path / name) for name in ("empty", "truncated", "missing"))
+    (tmp_path / "truncated").write_bytes(complete[:-1])
+    assert not any(read_seal(tmp_path / name) for name in ("empty", "truncated"))
+    with pytest.raises(InputError, match="does not exist"):
+        read_seal(tmp_path / "missing")

@@ -82,8 +82,8 @@ def test_folders_that_can_be_written_are_created_and_stay_empty(config):
 # A run that has finished
 
 
-def save_run_files(folder):
-    run, history = make_run()
+def save_run_files(folder, data):
+    run, history = make_run(dataset=data.info())
     metrics, epochs = record_paths(folder, "baseline")
     save_record(run, metrics)
     save_record(history, epochs)
@@ -91,25 +91,26 @@ def save_run_files(folder):
 
 
 def test_a_finished_run_is_found_again_only_with_its_settings_and_a_complete_model(tmp_path):
-    run, _ = make_run()
+    run, data = make_run()[0], replace(make_data(train=800, test=200, classes=2), name="digits")
     config = replace(run.config, results_dir=tmp_path, checkpoint_dir=tmp_path)
-    assert finished_run(config, "baseline", 1) is None
-    saved = save_run_files(config.run_dir)
-    assert finished_run(config, "baseline", 1) is None  # its model is missing
+    assert finished_run(config, "baseline", 1, data) is None
+    saved = save_run_files(config.run_dir, data)
+    assert finished_run(config, "baseline", 1, data) is None  # its model is missing
     path = model_path(config, "baseline")
-    write_checkpoint(path, config, run.dataset.fingerprint, nn.Linear(3, 2))
+    write_checkpoint(path, config, data.fingerprint, nn.Linear(3, 2))
     complete = path.read_bytes()
     for incomplete in (b"", complete[:-1]):
         path.write_bytes(incomplete)
-        assert finished_run(config, "baseline", 1) is None
+        assert finished_run(config, "baseline", 1, data) is None
     path.write_bytes(complete)
-    assert finished_run(config, "baseline", 1) == saved
-    assert finished_run(replace(config, data_dir=tmp_path / "elsewhere"), "baseline", 1) == saved
+    assert finished_run(config, "baseline", 1, data) == saved
+    assert finished_run(replace(config, data_dir=tmp_path / "elsewhere"), "baseline", 1, data) == saved
     on_this_device = choose_device("auto").type == run.environment.device
-    assert (finished_run(replace(config, device="auto"), "baseline", 1) is not None) == on_this_device
-    assert finished_run(config, "baseline", 2) is None
-    assert finished_run(config, "distributed", 1) is None
-    assert finished_run(replace(config, lr=1.0), "baseline", 1) is None
+    assert (finished_run(replace(config, device="auto"), "baseline", 1, data) is not None) == on_this_device
+    assert finished_run(config, "baseline", 2, data) is None
+    assert finished_run(config, "distributed", 1, data) is None
+    assert finished_run(replace(config, lr=1.0), "baseline", 1, data) is None
+    assert finished_run(config, "baseline", 1, replace(data, classes=("other", "names"))) is None
 
 
 def test_a_finished_run_is_not_trained_again_by_resume(tmp_path, capsys):
@@ -130,12 +131,12 @@ def test_a_finished_run_is_not_trained_again_by_resume(tmp_path, capsys):
 
 def test_a_run_says_which_earlier_one_it_replaces(stopped, capsys):
     capsys.readouterr()
-    assert not RunOutputs(stopped, SERIAL, BACKEND).is_finished(resume=False)
+    assert not RunOutputs(stopped, SERIAL, BACKEND).is_finished(False, make_data())
     assert capsys.readouterr().out == ""
     assert train(stopped, make_data())
-    earlier, _ = finished_run(stopped, "baseline", 1)
+    earlier, _ = finished_run(stopped, "baseline", 1, make_data())
     capsys.readouterr()
-    assert not RunOutputs(replace(stopped, lr=0.2), SERIAL, BACKEND).is_finished(resume=False)
+    assert not RunOutputs(replace(stopped, lr=0.2), SERIAL, BACKEND).is_finished(False, make_data())
     line = f"replaces that of {earlier.finished_at} (1 process(es), {earlier.test_accuracy:.2%}) in {stopped.run_dir}"
     assert line in capsys.readouterr().out
 
@@ -144,11 +145,11 @@ def test_an_interrupted_run_after_a_finished_one_is_resumed(stopped, capsys):
     """Both have the same settings; the one that was started last counts."""
     assert train(stopped, make_data())
     assert not train(stopped, make_data(), stop_at=8, checkpoint_every=4)
-    assert finished_run(stopped, "baseline", 1)
-    assert not RunOutputs(stopped, SERIAL, BACKEND).is_finished(resume=True)
+    assert finished_run(stopped, "baseline", 1, make_data())
+    assert not RunOutputs(stopped, SERIAL, BACKEND).is_finished(True, make_data())
     assert "finished at" not in capsys.readouterr().out
     assert train(stopped, make_data(), resume=True)
-    assert RunOutputs(stopped, SERIAL, BACKEND).is_finished(resume=True)
+    assert RunOutputs(stopped, SERIAL, BACKEND).is_finished(True, make_data())
 
 
 # The files of a run
@@ -202,29 +203,24 @@ def test_the_record_says_of_every_image_what_the_saved_model_says(ranks, test_im
     assert 0 < sum(run.correct_bits) < test_images or test_images == 2
 
 
-@pytest.mark.parametrize("fails", ["model", "history", "metrics"])
-def test_files_of_two_runs_are_never_taken_for_one(fails, trained, monkeypatch):
-    """Metrics come last: when writing stops before, an earlier run is either untouched or has no metrics."""
+@pytest.mark.parametrize("fails", ["write_checkpoint", "save_text", "save_record"])
+def test_an_earlier_run_stays_complete_when_writing_fails(fails, trained, monkeypatch):
+    """Model, history and metrics are written in this order; tests/faults fails at every single operation."""
     *ended, config = trained
     files = RunOutputs(config, SERIAL, BACKEND)
-    files.save(*ended)
-    metrics, _ = record_paths(config.run_dir, "baseline")
-    earlier = metrics.read_bytes()
+    assert files.save(*ended)
+    earlier = finished_run(config, "baseline", 1, ended[-1])
+    assert earlier
+    present = set(config.results_dir.parent.rglob("*"))
 
     def fail(*arguments):
         raise InputError("no space left")
 
-    if fails == "model":
-        monkeypatch.setattr(outputs, "write_checkpoint", fail)
-    else:
-        unwanted = {"history": "HistoryRecord", "metrics": "RunRecord"}[fails]
-        monkeypatch.setattr(
-            outputs, "save_record", lambda r, path: fail() if type(r).__name__ == unwanted else save_record(r, path)
-        )
+    epoch = ended[0].history[-1]
+    slower = {"train_seconds": 2 * epoch.train_seconds, "images_per_second": epoch.images_per_second / 2}
+    ended[0].history[-1] = epoch.model_copy(update=slower)  # another run
+    monkeypatch.setattr(outputs, fails, fail)
     with pytest.raises(InputError, match="no space left"):
         files.save(*ended)
-    if fails == "model":
-        assert metrics.read_bytes() == earlier
-    else:
-        assert not metrics.exists()
-        assert finished_run(config, "baseline", 1) is None
+    assert finished_run(config, "baseline", 1, ended[-1]) == earlier
+    assert set(config.results_dir.parent.rglob("*")) == present

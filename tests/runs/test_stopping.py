@@ -180,9 +180,12 @@ def test_how_each_end_is_reported(error, code, line, capsys, monkeypatch):
     assert capsys.readouterr().err == line
     waits = []
     monkeypatch.setattr(stopping.time, "sleep", waits.append)
-    assert exit_code_for(error, "script", World(rank=1)) == code
+    assert exit_code_for(error, "script", World(rank=3, local_rank=1)) == code
     assert capsys.readouterr().err == (line if code == 2 else "")
-    assert waits == ([stopping.SECONDS_FOR_RANK_0] if code == 2 else [])
+    assert waits == ([stopping.SECONDS_FOR_FIRST_RANK] if code == 2 else [])
+    assert exit_code_for(error, "script", World(rank=2)) == code  # the first rank of another machine does not wait
+    assert capsys.readouterr().err == (line if code == 2 else "")
+    assert len(waits) == (code == 2)
 
 
 def test_other_errors_keep_their_traceback(capsys):

@@ -99,7 +99,7 @@ def test_the_estimate_of_an_epoch_does_not_count_the_evaluation_before_it(clock,
 
 
 def test_the_bar_counts_the_steps_of_the_run(capsys):
-    bar = Bar(TrainConfig(epochs=2), 40)
+    bar = Bar()
     bar.after_step(make_state(epoch=1, step=5, epochs=2))  # resumed in the second epoch
     assert (bar.bar.n, bar.bar.total) == (45, 80)
     bar.after_epoch(make_state(epoch=1, epochs=2))
@@ -126,7 +126,7 @@ def test_who_shows_what(monkeypatch, tmp_path, terminal, notebook, world, expect
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     if notebook:
         monkeypatch.setitem(sys.modules, "ipykernel", object())
-    found = [type(callback) for callback in progress_callbacks(config, world, 40)]
+    found = [type(callback) for callback in progress_callbacks(config, world)]
     assert found == [*expected, *([TensorBoard] if tensorboard and world.is_main else [])]
     events = list(tmp_path.glob(f"resnet50-cifar10/tensorboard/{world.kind}/events*"))
     assert len(events) == (tensorboard and world.is_main)
@@ -135,4 +135,4 @@ def test_who_shows_what(monkeypatch, tmp_path, terminal, notebook, world, expect
 def test_tensorboard_that_is_not_installed_is_an_input_error(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(InputError, match="pip install tensorboard"):
-        progress_callbacks(TrainConfig(tensorboard=True, results_dir=tmp_path), World(), 40)
+        progress_callbacks(TrainConfig(tensorboard=True, results_dir=tmp_path), World())
