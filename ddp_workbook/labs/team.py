@@ -70,7 +70,7 @@ def run(program: Program, answer: Answer, ranks: int, seconds: float = SECONDS) 
     try:
         store = serve_store() if ranks > 1 else None
         arguments = [(program, answer, rank, ranks, seed, store.port if store else 0) for rank in range(ranks)]
-        with started(_rank, arguments, seconds_to_stop=0) as pipes:
+        with started(_rank, arguments, seconds_to_stop=0) as (pipes, _):
             return _listen(pipes, answer, seconds)
     except (InputError, OSError) as error:
         raise CannotJudge(f"the judge cannot start {ranks} rank(s): {error}") from error

@@ -61,8 +61,8 @@ def _check_shards(shards: list, n: int, world: int, words: str) -> None:
         longest = lengths.index(max(lengths))
         raise Wrong(
             "unequal",
-            f"{words}: rank {longest} has {max(lengths)} samples, another one {min(lengths)}: in the last step it would "
-            f"wait for the others for good",
+            f"{words}: rank {longest} has {max(lengths)} samples, another one {min(lengths)}: in the last step "
+            f"it would wait for the others for good",
         )
     if lengths[0] != n // world:
         raise Wrong("incomplete", f"{words}: each rank got {lengths[0]} samples; there are enough for {n // world}")

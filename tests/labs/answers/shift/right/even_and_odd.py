@@ -1,8 +1,8 @@
 def shift(mine, wire):
-    r, l = (wire.rank + 1) % wire.size, (wire.rank - 1) % wire.size
+    right, left = (wire.rank + 1) % wire.size, (wire.rank - 1) % wire.size
     if wire.rank % 2 == 0:
-        wire.send(mine, r)
-        return wire.recv(l)
-    got = wire.recv(l)
-    wire.send(mine, r)
+        wire.send(mine, right)
+        return wire.recv(left)
+    got = wire.recv(left)
+    wire.send(mine, right)
     return got

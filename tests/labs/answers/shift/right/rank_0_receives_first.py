@@ -1,9 +1,9 @@
 def shift(mine, wire):
-    r, l = (wire.rank + 1) % wire.size, (wire.rank - 1) % wire.size
+    right, left = (wire.rank + 1) % wire.size, (wire.rank - 1) % wire.size
     if wire.rank == 0:
-        got = wire.recv(l)
-        wire.send(mine, r)
+        got = wire.recv(left)
+        wire.send(mine, right)
     else:
-        wire.send(mine, r)
-        got = wire.recv(l)
+        wire.send(mine, right)
+        got = wire.recv(left)
     return got
