@@ -1,4 +1,4 @@
-"""`ddp-workbook run | bench | predict | report | doctor`: the course from a shell. distributed_train.py trains."""
+"""`ddp-workbook run | bench | predict | report | doctor | labs`: the course from a shell."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from ddp_workbook.config import CommHookName
 from ddp_workbook.course.interrupts import Interrupted, stop_signals_raise
 from ddp_workbook.errors import InputError, error_line
 from ddp_workbook.flags import parse_command
+from ddp_workbook.labs.commands import COMMANDS as LABS
+from ddp_workbook.labs.commands import labs
 from ddp_workbook.recipes import EMBEDDED, get_recipe, serial_recipe
 from ddp_workbook.runs.streams import WatchedOutput, open_standard_streams
 
@@ -152,7 +154,7 @@ def doctor(
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "run": run, "bench": bench, "predict": predict, "report": report, "doctor": doctor,
+    "run": run, "bench": bench, "predict": predict, "report": report, "doctor": doctor, "labs": labs,
 }  # fmt: skip
 
 
@@ -161,7 +163,10 @@ def main() -> None:
     output = WatchedOutput(sys.stdout, on_loss=lambda: signal.raise_signal(signal.SIGTERM))  # nobody can read it
     try:
         with stop_signals_raise(), redirect_stdout(output):
-            parse_command(COMMANDS, sys.argv[1:], prog="ddp-workbook", description=__doc__)()
+            if sys.argv[1:2] == ["labs"]:
+                parse_command(LABS, sys.argv[2:], prog="ddp-workbook labs", description=labs.__doc__)()
+            else:
+                parse_command(COMMANDS, sys.argv[1:], prog="ddp-workbook", description=__doc__)()
     except InputError as error:
         print(error_line("ddp-workbook", error), file=sys.stderr)
         sys.exit(2)

@@ -8,7 +8,7 @@ from ddp_workbook.errors import InputError
 from ddp_workbook.labs import catalogue, progress
 from ddp_workbook.labs.answer import Answer
 from ddp_workbook.labs.lab import Lab, Verdict, judge
-from ddp_workbook.records.files import save_text
+from ddp_workbook.records.files import save_text, sha256
 
 LARGEST_ANSWER = 100_000  # characters
 
@@ -32,11 +32,27 @@ class Desk:
         """The file of an answer."""
         return self.answers / f"{lab.name}.py"
 
+    def read(self, lab: Lab) -> str | None:
+        """The answer that is saved, if there is one."""
+        path = self.path(lab)
+        if not path.is_file():
+            return None
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read {path} ({error}); save it again as UTF-8 text") from error
+
     def attempt(self, lab: Lab, source: str) -> Verdict:
-        """Save the answer, judge it, and write down the verdict. Raises CannotJudge without counting a try."""
-        if len(source) > LARGEST_ANSWER:
-            raise InputError(f"an answer has at most {LARGEST_ANSWER} characters, this one {len(source)}")
+        """Save the answer, judge it, and write down the verdict. A stub is neither saved over an answer nor counted.
+
+        Raises InputError for an answer that is too long, CannotJudge without counting a try.
+        """
+        check_length(source)
         progress.load(self.record)  # a record that cannot be read is refused before the work
+        if _same(source, catalogue.stub(lab)):
+            if self.read(lab) is None:
+                save_text(source, self.path(lab))
+            return Verdict(False, "not-solved", "not solved yet", 0.0)
         save_text(source, self.path(lab))
         answer, lent = self.answer(lab, source)
         verdict = judge(lab, answer)
@@ -46,14 +62,16 @@ class Desk:
     def answer(self, lab: Lab, source: str) -> tuple[Answer, list[str]]:
         """The answer with the earlier ones that it may use, and the names of those that are lent.
 
-        An earlier lab that the reader has solved gives the reader's own code, another one the reference solution.
+        An earlier lab gives the reader's own code if that is what was judged right, else the reference solution.
         """
         record = progress.load(self.record)
         earlier, lent = {}, []
         for name in lab.uses:
             used = catalogue.find(name)
-            if progress.row(used, record).solved and self.path(used).is_file():
-                earlier[f"<answer {name}>"] = self.path(used).read_text(encoding="utf-8")
+            own = self.read(used)
+            right = {event.answer for event in record.labs[name].events if event.diagnosis == "solved"}
+            if own is not None and sha256(own.encode()) in right:
+                earlier[f"<answer {name}>"] = own
             else:
                 earlier[f"<solution {name}>"] = catalogue.solution(used)
                 lent.append(name)
@@ -61,12 +79,27 @@ class Desk:
 
     def solution(self, lab: Lab, give_up: bool) -> str:
         """The reference solution. Raises InputError before the lab is solved, unless the reader gives up."""
-        if not give_up and not progress.row(lab, progress.load(self.record)).solved:
+        if not give_up and progress.lab_row(lab, self.record).state not in ("solved", "gave up"):
             raise InputError(f"{lab.name} is not solved yet; say that you give up to see the solution")
         progress.give_up(self.record, lab)
         return catalogue.solution(lab)
 
-    def reset(self, lab: Lab) -> Path:
-        """Put the stub back as the answer; what was tried stays in the record."""
+    def reset(self, lab: Lab) -> Path | None:
+        """Put the stub back as the answer; what was tried stays in the record. Returns where the old answer is kept."""
+        old = self.read(lab)
+        kept = None
+        if old is not None and not _same(old, catalogue.stub(lab)):
+            kept = self.path(lab).with_suffix(".before_reset.py")
+            save_text(old, kept)
         save_text(catalogue.stub(lab), self.path(lab))
-        return self.path(lab)
+        return kept
+
+
+def check_length(source: str) -> None:
+    """Raise InputError for an answer that cannot be one."""
+    if len(source) > LARGEST_ANSWER:
+        raise InputError(f"an answer has at most {LARGEST_ANSWER} characters, this one {len(source)}")
+
+
+def _same(source: str, stub: str) -> bool:
+    return source.split() == stub.split()

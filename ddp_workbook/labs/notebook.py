@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from IPython.core.interactiveshell import InteractiveShell
 
 from ddp_workbook.errors import InputError
 from ddp_workbook.labs import catalogue, progress
 from ddp_workbook.labs.desk import Desk, workbook_folder
+from ddp_workbook.labs.lab import Lab
 from ddp_workbook.labs.verdict import CannotJudge
 
 
@@ -18,12 +21,23 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
 
 def _lab(line: str, cell: str) -> None:
     """%%lab NAME: save the cell as the answer of this lab, and judge it."""
+    _say(lambda: try_answer(_desk(), catalogue.find(line.strip()), cell))
+
+
+def try_answer(desk: Desk, lab: Lab, source: str) -> str:
+    """Judge the answer; what to say of it."""
     try:
-        lab = catalogue.find(line.strip())
-        verdict = _desk().attempt(lab, cell)
-        print(f"{lab.name}: {verdict.message}")
-    except (InputError, CannotJudge) as error:
-        print(f"not judged: {error}")
+        verdict = desk.attempt(lab, source)
+    except CannotJudge as error:
+        return f"{lab.name}: not judged, and not counted as a try: {error}"
+    if verdict.diagnosis == "not-solved":
+        return f"{lab.name}: {verdict.message}"
+    row = progress.lab_row(lab, desk.record)
+    if verdict.solved:
+        lent = f" The reference solution stood in for {', '.join(row.lent)}." if row.lent else ""
+        return f"{lab.name}: {verdict.message}.{lent}"
+    hint = "" if row.state != "tried" or row.hints else f"\nStuck? hint({lab.name!r})"
+    return f"{lab.name}: not right yet. {verdict.message}{hint}"
 
 
 def hint(name: str) -> None:
@@ -45,7 +59,7 @@ def _desk() -> Desk:
     return Desk(workbook_folder())
 
 
-def _say(text) -> None:
+def _say(text: Callable[[], str]) -> None:
     try:
         print(text())
     except InputError as error:

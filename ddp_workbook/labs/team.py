@@ -11,20 +11,23 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from types import FrameType
 
 import torch
 import torch.distributed as dist
 
 from ddp_workbook.distributed.process_group import bind_to_loopback
-from ddp_workbook.distributed.processes import started
+from ddp_workbook.distributed.parent import adopt_orphans
+from ddp_workbook.distributed.processes import first_death, started
 from ddp_workbook.distributed.rendezvous import ADDRESS, serve_store
 from ddp_workbook.errors import InputError
 from ddp_workbook.labs import ledger
 from ddp_workbook.labs.answer import Answer
 from ddp_workbook.labs.verdict import CannotJudge, Wrong
 
-SECONDS = 8  # without an end: the ranks hang
+SECONDS = 6  # from when all ranks have met to the end of the program; longer: they hang
+SECONDS_TO_START = 60
 MOST_MEMORY = 3 * 2**30  # bytes that a rank may allocate
 MOST_OUTPUT = 4_000  # characters that an answer may print
 
@@ -70,30 +73,36 @@ def run(program: Program, answer: Answer, ranks: int, seconds: float = SECONDS) 
     try:
         store = serve_store() if ranks > 1 else None
         arguments = [(program, answer, rank, ranks, seed, store.port if store else 0) for rank in range(ranks)]
-        with started(_rank, arguments, seconds_to_stop=0) as (pipes, _):
-            return _listen(pipes, answer, seconds)
+        with started(_rank, arguments, seconds_to_stop=0) as (pipes, workers):
+            return _listen(pipes, workers, seconds)
     except (InputError, OSError) as error:
         raise CannotJudge(f"the judge cannot start {ranks} rank(s): {error}") from error
 
 
-def _listen(pipes: Sequence[Connection], answer: Answer, seconds: float) -> list[object]:
+def _listen(pipes: Sequence[Connection], workers: Sequence[BaseProcess], seconds: float) -> list[object]:
     running, results = {pipe: rank for rank, pipe in enumerate(pipes)}, {}
-    deadline = time.monotonic() + seconds
+    starting, deadline = len(pipes), time.monotonic() + SECONDS_TO_START
     while running:
         ready = wait(list(running), timeout=max(0, deadline - time.monotonic()))
+        if not ready and starting:
+            raise CannotJudge(f"the {len(pipes)} ranks did not meet within {SECONDS_TO_START} s")
         if not ready:
-            raise Wrong("hang", _where_all(pipes, set(results)))
+            raise Wrong("hang", f"no end after {seconds:g} s: {_where_all(pipes)}")
         for pipe in ready:
             rank = running[pipe]
             try:
                 kind, content = pipe.recv()
             except (EOFError, OSError):
-                raise Wrong("died", f"rank {rank} died without an error: killed, out of memory, or os._exit") from None
+                raise Wrong("died", first_death(workers, rank)) from None
             if kind == "wrong":
                 raise Wrong(*content)
             if kind == "broken":
                 raise CannotJudge(content)
-            if kind == "output":
+            if kind == "ready":
+                starting -= 1
+                if not starting:
+                    deadline = time.monotonic() + seconds
+            elif kind == "output":
                 print(content, end="", flush=True)
             else:
                 results[rank] = content
@@ -101,7 +110,7 @@ def _listen(pipes: Sequence[Connection], answer: Answer, seconds: float) -> list
     return [results[rank] for rank in range(len(pipes))]
 
 
-def _where_all(pipes: Sequence[Connection], finished: set[int]) -> str:
+def _where_all(pipes: Sequence[Connection]) -> str:
     """Where each rank is: asked of a thread in each of them."""
     words = []
     for rank, pipe in enumerate(pipes):
@@ -111,7 +120,7 @@ def _where_all(pipes: Sequence[Connection], finished: set[int]) -> str:
             kind, content = pipe.recv()
             text = content if kind == "where" else text
         words.append(f"rank {rank} {text}")
-    return "nothing moves any more: " + "; ".join(words)
+    return "; ".join(words)
 
 
 class _Output:
@@ -134,6 +143,7 @@ class _Output:
 
 def _rank(program: Program, answer: Answer, rank: int, size: int, seed: int, port: int, pipe: Connection) -> None:
     """One rank, from start to end. It stays until it is killed, so that the others see no lost connection."""
+    adopt_orphans()
     lock = threading.Lock()
     log = ledger.Ledger(answer.file)
     state = {"finished": False}
@@ -154,10 +164,11 @@ def _rank(program: Program, answer: Answer, rank: int, size: int, seed: int, por
     try:
         if size > 1:
             bind_to_loopback()
-            ledger.join(log, dist.TCPStore(ADDRESS, port, is_master=False), rank, size, timeout=60)
+            ledger.join(log, dist.TCPStore(ADDRESS, port, is_master=False), rank, size, SECONDS_TO_START)
     except (RuntimeError, OSError) as error:
         send(("broken", f"rank {rank} cannot reach the others: {error}"))
         return
+    send(("ready", None))
     sys.stdout = sys.stderr = _Output(send)
     torch.manual_seed(seed + rank)
     try:

@@ -25,8 +25,16 @@ class LabEvent(Strict):
     """Of a try: earlier labs whose reference solution stood in for an answer of the reader's."""
 
 
+class LabHistory(Strict):
+    """One lab, and its events in order."""
+
+    number: Annotated[int, Field(ge=1)]
+    title: str
+    events: list[LabEvent] = Field(default_factory=list)
+
+
 class LabsRecord(Strict):
-    """All events, by lab, in order."""
+    """All labs by name, those without events too."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    labs: dict[str, list[LabEvent]] = Field(default_factory=dict)
+    labs: dict[str, LabHistory] = Field(default_factory=dict)
