@@ -16,13 +16,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 BACKEND = "ledger"
-CALLS = {
-    "allreduce": "all_reduce", "broadcast": "broadcast", "allgather": "all_gather", "_allgather_base": "all_gather",
-    "allgather_coalesced": "all_gather", "allgather_into_tensor_coalesced": "all_gather", "gather": "gather",
-    "scatter": "scatter", "reduce": "reduce", "reduce_scatter": "reduce_scatter", "barrier": "barrier",
-    "_reduce_scatter_base": "reduce_scatter", "reduce_scatter_tensor_coalesced": "reduce_scatter",
-    "allreduce_coalesced": "all_reduce", "alltoall": "all_to_all", "alltoall_base": "all_to_all",
-    "send": "send", "recv": "recv", "recv_anysource": "recv",
+CALLS = {  # method of a process group: name in torch.distributed, place of its input; None: it sends nothing
+    "allreduce": ("all_reduce", 0), "allreduce_coalesced": ("all_reduce", 0), "broadcast": ("broadcast", 0),
+    "reduce": ("reduce", 0), "allgather": ("all_gather", 1), "allgather_coalesced": ("all_gather", 1),
+    "_allgather_base": ("all_gather", 1), "allgather_into_tensor_coalesced": ("all_gather", 1),
+    "all_gather_single": ("all_gather", 1), "all_gather_single_coalesced": ("all_gather", 1),
+    "gather": ("gather", 1), "gather_into_tensor": ("gather", 1), "gather_single": ("gather", 1),
+    "scatter": ("scatter", 1), "reduce_scatter": ("reduce_scatter", 1), "_reduce_scatter_base": ("reduce_scatter", 1),
+    "reduce_scatter_tensor_coalesced": ("reduce_scatter", 1), "reduce_scatter_single": ("reduce_scatter", 1),
+    "reduce_scatter_single_coalesced": ("reduce_scatter", 1), "alltoall": ("all_to_all", 1),
+    "alltoall_base": ("all_to_all", 1), "all_to_all_single": ("all_to_all", 1), "send": ("send", 0),
+    "barrier": ("barrier", None), "recv": ("recv", None), "recv_anysource": ("recv", None),
 }  # fmt: skip
 
 
@@ -87,12 +91,9 @@ class LedgerGroup(dist.ProcessGroup):
         return BACKEND
 
 
-def _recorded(call: str, name: str) -> Callable:
+def _recorded(call: str, name: str, place: int | None) -> Callable:
     def method(self: LedgerGroup, *arguments: object, **options: object) -> object:
-        receives_only = name == "recv"
-        put_in = arguments[1] if call in ("allgather", "_allgather_base", "reduce_scatter", "_reduce_scatter_base",
-                                          "gather", "scatter") else arguments[0] if arguments else ()  # fmt: skip
-        self.ledger.write(name, [] if receives_only else _tensors(put_in))
+        self.ledger.write(name, [] if place is None else _tensors(arguments[place]))
         return getattr(self.gloo, call)(*arguments, **options)
 
     return method
@@ -107,8 +108,9 @@ def _tensors(value: object) -> list[Tensor]:
     return []
 
 
-for _call, _name in CALLS.items():
-    setattr(LedgerGroup, _call, _recorded(_call, _name))
+for _call, (_name, _place) in CALLS.items():
+    if hasattr(dist.ProcessGroup, _call):  # some exist only in later versions of torch, some only in earlier ones
+        setattr(LedgerGroup, _call, _recorded(_call, _name, _place))
 
 
 def join(ledger: Ledger, store: dist.Store, rank: int, size: int, timeout: float) -> None:

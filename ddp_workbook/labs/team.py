@@ -8,6 +8,7 @@ import random
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -16,9 +17,10 @@ from types import FrameType
 
 import torch
 import torch.distributed as dist
+from torch.distributed import all_gather_object  # by name: an answer may replace torch.distributed's
 
-from ddp_workbook.distributed.process_group import bind_to_loopback
 from ddp_workbook.distributed.parent import adopt_orphans
+from ddp_workbook.distributed.process_group import bind_to_loopback, require_interface
 from ddp_workbook.distributed.processes import first_death, started
 from ddp_workbook.distributed.rendezvous import ADDRESS, serve_store
 from ddp_workbook.errors import InputError
@@ -48,7 +50,7 @@ class Rank:
         """The values of all ranks, on every rank. Not in the ledger."""
         values: list = [None] * self.size
         before, self.ledger.recording = self.ledger.recording, False
-        dist.all_gather_object(values, value)
+        all_gather_object(values, value)
         self.ledger.recording = before
         return values
 
@@ -71,6 +73,8 @@ def run(program: Program, answer: Answer, ranks: int, seconds: float = SECONDS) 
     """
     seed = random.SystemRandom().randrange(2**31)
     try:
+        if ranks > 1:
+            require_interface()
         store = serve_store() if ranks > 1 else None
         arguments = [(program, answer, rank, ranks, seed, store.port if store else 0) for rank in range(ranks)]
         with started(_rank, arguments, seconds_to_stop=0) as (pipes, workers):
@@ -160,6 +164,7 @@ def _rank(program: Program, answer: Answer, rank: int, size: int, seed: int, por
     main = threading.get_ident()
     _limit_memory()
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of names that newer versions of torch call otherwise
     threading.Thread(target=answer_questions, daemon=True).start()
     try:
         if size > 1:
