@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import linecache
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ddp_workbook.labs.verdict import Wrong
 
@@ -17,19 +17,25 @@ class Answer:
     source: str
     defines: tuple[str, ...]
     """Names that the source must define."""
-    earlier: dict[str, str] = field(default_factory=dict)
-    """File name -> source: answers of earlier labs, whose names are defined before this source runs."""
+    earlier: tuple[Answer, ...] = ()
+    """Those of earlier labs: what they define, this source may use."""
+    lent: bool = False
+    """It is the reference solution, in place of an answer that the reader does not have."""
 
     @property
     def file(self) -> str:
         """Its name in tracebacks."""
-        return f"<answer {self.name}>"
+        return f"<{'solution' if self.lent else 'answer'} {self.name}>"
 
     def load(self) -> dict[str, object]:
-        """Run the sources; returns their names. Raises Wrong when the answer cannot run or defines too little."""
+        """Run the source; returns its names. Raises Wrong when it cannot run or defines too little.
+
+        Each earlier answer has names of its own; only what its lab asks for is handed on.
+        """
         names: dict[str, object] = {"__name__": "answer"}
-        for file, source in self.earlier.items():
-            exec(compile(source, file, "exec"), names)
+        for answer in self.earlier:
+            others = answer.load()
+            names |= {name: others[name] for name in answer.defines}
         # tracebacks can quote the answer
         linecache.cache[self.file] = (len(self.source), None, self.source.splitlines(keepends=True), self.file)
         try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ddp_workbook.errors import InputError
+from ddp_workbook.labs.answer import Answer
 from ddp_workbook.labs.checks import ring_all_reduce, shard, shift, start_alike
 from ddp_workbook.labs.lab import Lab
 
@@ -28,6 +30,12 @@ def stub(lab: Lab) -> str:
 def solution(lab: Lab) -> str:
     """A right answer."""
     return _read(lab, "solution.py")
+
+
+def answer(lab: Lab, source: str | None, earlier: Sequence[Answer] = ()) -> Answer:
+    """The source as an answer of this lab; None: the reference solution is lent for it."""
+    lent = source is None
+    return Answer(lab.name, solution(lab) if lent else source, lab.defines, tuple(earlier), lent)
 
 
 def hints(lab: Lab) -> list[str]:

@@ -54,28 +54,23 @@ class Desk:
                 save_text(source, self.path(lab))
             return Verdict(False, "not-solved", "not solved yet", 0.0)
         save_text(source, self.path(lab))
-        answer, lent = self.answer(lab, source)
+        answer = self.answer(lab, source)
         verdict = judge(lab, answer)
-        progress.add_try(self.record, lab, source, verdict, lent)
+        progress.add_try(self.record, lab, answer, verdict)
         return verdict
 
-    def answer(self, lab: Lab, source: str) -> tuple[Answer, list[str]]:
-        """The answer with the earlier ones that it may use, and the names of those that are lent.
+    def answer(self, lab: Lab, source: str) -> Answer:
+        """The answer with the earlier ones that it may use.
 
         An earlier lab gives the reader's own code if that is what was judged right, else the reference solution.
         """
         record = progress.load(self.record)
-        earlier, lent = {}, []
-        for name in lab.uses:
-            used = catalogue.find(name)
+        earlier = []
+        for used in map(catalogue.find, lab.uses):
             own = self.read(used)
-            right = {event.answer for event in record.labs[name].events if event.diagnosis == "solved"}
-            if own is not None and sha256(own.encode()) in right:
-                earlier[f"<answer {name}>"] = own
-            else:
-                earlier[f"<solution {name}>"] = catalogue.solution(used)
-                lent.append(name)
-        return Answer(lab.name, source, lab.defines, earlier), lent
+            right = {event.answer for event in record.labs[used.name].events if event.diagnosis == "solved"}
+            earlier.append(catalogue.answer(used, own if own is not None and sha256(own.encode()) in right else None))
+        return catalogue.answer(lab, source, earlier)
 
     def solution(self, lab: Lab, give_up: bool) -> str:
         """The reference solution. Raises InputError before the lab is solved, unless the reader gives up."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from ddp_workbook.analysis.lab_progress import Row, count_solved, row, rows
 from ddp_workbook.errors import InputError
 from ddp_workbook.labs import catalogue
+from ddp_workbook.labs.answer import Answer
 from ddp_workbook.labs.lab import Lab, Verdict
 from ddp_workbook.records.files import load_record, save_record, sha256
 from ddp_workbook.records.labs import LabEvent, LabHistory, LabsRecord
@@ -30,10 +31,10 @@ def lab_row(lab: Lab, path: Path) -> Row:
     return row(lab.name, load(path).labs[lab.name])
 
 
-def add_try(path: Path, lab: Lab, source: str, verdict: Verdict, lent: list[str]) -> None:
+def add_try(path: Path, lab: Lab, answer: Answer, verdict: Verdict) -> None:
     """Write down a try and its verdict."""
-    answer = sha256(source.encode())
-    _add(path, lab, what="try", diagnosis=verdict.diagnosis, seconds=verdict.seconds, answer=answer, lent=lent)
+    digest, lent = sha256(answer.source.encode()), [each.name for each in answer.earlier if each.lent]
+    _add(path, lab, what="try", diagnosis=verdict.diagnosis, seconds=verdict.seconds, answer=digest, lent=lent)
 
 
 def next_hint(path: Path, lab: Lab) -> str:

@@ -13,7 +13,6 @@ import nbformat
 from ddp_workbook.analysis.lab_progress import row
 from ddp_workbook.errors import InputError
 from ddp_workbook.labs import catalogue
-from ddp_workbook.labs.answer import Answer
 from ddp_workbook.labs.desk import check_length
 from ddp_workbook.labs.lab import Lab, judge
 from ddp_workbook.labs.verdict import CannotJudge
@@ -125,11 +124,11 @@ def _judge(lab: Lab, source: str | None, right: dict[str, str]) -> tuple[str, st
     """State, diagnosis, message, seconds, lent. Earlier answers are the student's own where they are right."""
     if source is None or source.split() == catalogue.stub(lab).split():
         return "missing", "", "", None, []
-    lent = [name for name in lab.uses if name not in right]
-    earlier = {f"<answer {name}>": right.get(name) or catalogue.solution(catalogue.find(name)) for name in lab.uses}
+    earlier = [catalogue.answer(catalogue.find(name), right.get(name)) for name in lab.uses]
+    lent = [each.name for each in earlier if each.lent]
     try:
         check_length(source)
-        verdict = judge(lab, Answer(lab.name, source, lab.defines, earlier))
+        verdict = judge(lab, catalogue.answer(lab, source, earlier))
     except (CannotJudge, InputError) as error:
         return "not judged", "", str(error), None, lent
     state = "solved" if verdict.solved else "wrong"

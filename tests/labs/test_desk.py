@@ -96,14 +96,16 @@ def test_later_labs_use_what_was_judged_right_and_nothing_else(at_desk, verdicts
     used = catalogue.find(LATER.uses[0])
     verdicts[0].extend([SOLVED] * 4)
     at_desk.attempt(LATER, "first")
-    assert next(iter(verdicts[1][-1].earlier.items())) == (f"<solution {used.name}>", catalogue.solution(used))
+    [lent] = verdicts[1][-1].earlier
+    assert (lent.source, lent.lent) == (catalogue.solution(used), True)
     assert used.name in progress.lab_row(LATER, at_desk.record).lent
     at_desk.attempt(used, "my own")
     at_desk.attempt(LATER, "second")
-    assert verdicts[1][-1].earlier[f"<answer {used.name}>"] == "my own"
+    [own] = verdicts[1][-1].earlier
+    assert (own.source, own.lent) == ("my own", False)
     at_desk.path(used).write_text("changed afterwards")
     at_desk.attempt(LATER, "third")
-    assert f"<answer {used.name}>" not in verdicts[1][-1].earlier
+    assert verdicts[1][-1].earlier[0].lent
 
 
 def test_reset_keeps_the_old_answer(at_desk, verdicts):

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from ddp_workbook.labs import catalogue
-from ddp_workbook.labs.answer import Answer
 from ddp_workbook.labs.lab import Lab, Verdict, judge
 
 ANSWERS = Path(__file__).parent / "answers"
@@ -35,8 +34,8 @@ def cases() -> list:
 
 
 def verdict_on(lab: Lab, source: str) -> Verdict:
-    earlier = {f"<solution {name}>": catalogue.solution(catalogue.find(name)) for name in lab.uses}
-    return judge(lab, Answer(lab.name, source, lab.defines, earlier))
+    earlier = [catalogue.answer(catalogue.find(name), None) for name in lab.uses]
+    return judge(lab, catalogue.answer(lab, source, earlier))
 
 
 @pytest.mark.parametrize("lab, source, expected", cases())
