@@ -7,10 +7,24 @@ from pathlib import Path
 
 from ddp_workbook.errors import InputError
 from ddp_workbook.labs.answer import Answer
-from ddp_workbook.labs.checks import accumulate, ring_all_reduce, shard, shift, start_alike
+from ddp_workbook.labs.checks import (
+    accumulate,
+    ring_all_reduce,
+    schedule,
+    shard,
+    shift,
+    start_alike,
+)
 from ddp_workbook.labs.lab import Lab
 
-LABS: tuple[Lab, ...] = (shift.LAB, ring_all_reduce.LAB, shard.LAB, start_alike.LAB, accumulate.LAB)
+LABS: tuple[Lab, ...] = (
+    shift.LAB,
+    ring_all_reduce.LAB,
+    shard.LAB,
+    start_alike.LAB,
+    accumulate.LAB,
+    schedule.LAB,
+)
 FOLDER = Path(__file__).parent / "tasks"
 
 
