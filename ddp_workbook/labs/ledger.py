@@ -52,7 +52,6 @@ class Ledger:
     phase: str = ""
     """Set by the judge before each part of its program."""
     entries: list[Entry] = field(default_factory=list)
-    recording: bool = True
 
     def take(self) -> list[Entry]:
         """The entries since the last call of take()."""
@@ -61,10 +60,9 @@ class Ledger:
 
     def write(self, name: str, tensors: Sequence[Tensor]) -> None:
         """Add an entry."""
-        if self.recording:
-            dtype = str(tensors[0].dtype).removeprefix("torch.") if tensors else ""
-            size = sum(tensor.nbytes for tensor in tensors)
-            self.entries.append(Entry(name, size, dtype, self.phase, self._line(), time.perf_counter()))
+        dtype = str(tensors[0].dtype).removeprefix("torch.") if tensors else ""
+        size = sum(tensor.nbytes for tensor in tensors)
+        self.entries.append(Entry(name, size, dtype, self.phase, self._line(), time.perf_counter()))
 
     def _line(self) -> int | None:
         frame = sys._getframe(2)

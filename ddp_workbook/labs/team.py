@@ -41,12 +41,17 @@ class Rank:
     """What the answer defines."""
     ledger: ledger.Ledger
 
+    def __post_init__(self) -> None:
+        self._group = dist.new_group(backend="gloo") if self.size > 1 else None
+
     def gather(self, value: object) -> list:
-        """The values of all ranks, on every rank. Not in the ledger."""
+        """The values of all ranks, on every rank.
+
+        In a group of its own: it is not in the ledger, and it cannot meet a collective of the answer that another rank
+        has left out. That one stays alone and hangs.
+        """
         values: list = [None] * self.size
-        before, self.ledger.recording = self.ledger.recording, False
-        dist.all_gather_object(values, value)
-        self.ledger.recording = before
+        dist.all_gather_object(values, value, group=self._group)
         return values
 
     def hashes(self, tensors: Sequence[torch.Tensor]) -> list[str]:
