@@ -19,6 +19,8 @@ class Part:
     """Raises Wrong, or returns how many comparisons it made."""
     ranks: int = 1
     seconds: float = team.SECONDS
+    hang: str = "hang"
+    """The diagnosis when it has no end, for a program that a certain mistake makes hang. See Ledger.phase for words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +60,9 @@ def judge(lab: Lab, answer: Answer, on_part: Callable[[Part], None] = lambda _: 
         except Wrong as wrong:
             before = [ranks for ranks in passed if 1 < ranks < part.ranks]
             prefix = f"Right on {before[-1]} ranks, wrong on {part.ranks}. " if before else ""
-            return Verdict(False, wrong.diagnosis, prefix + wrong.message, time.perf_counter() - started)
+            diagnosis = part.hang if wrong.diagnosis == "hang" else wrong.diagnosis
+            return Verdict(False, diagnosis, prefix + wrong.message, time.perf_counter() - started)
         passed.append(part.ranks)
-    live = [str(ranks) for ranks in passed if ranks > 1]
+    live = dict.fromkeys(str(ranks) for ranks in passed if ranks > 1)
     judged = f"{comparisons} comparisons" + (f", real processes: {' and '.join(live)}" if live else "")
     return Verdict(True, "solved", f"solved ({judged})", time.perf_counter() - started)

@@ -2,6 +2,9 @@
 
 It is a process group that writes down each call and hands it on to Gloo. So nothing goes past it: not a collective
 that was imported under another name, nor those that DDP starts from C++.
+
+It also compares the call with those of the other ranks, since collectives meet by number and not by name: Gloo mixes
+two different ones up without a word, or ends the process.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from datetime import timedelta
 
 import torch.distributed as dist
 from torch import Tensor
+
+from ddp_workbook.labs.verdict import Wrong
 
 BACKEND = "ledger"
 CALLS = {  # method of a process group: name in torch.distributed, place of its input; None: it sends nothing
@@ -54,7 +59,7 @@ class Ledger:
     answer: str = ""
     """File name of the answer, as it stands in tracebacks."""
     phase: str = ""
-    """Set by the judge before each part of its program."""
+    """Set by the judge before each part of its program, in words: reports on hangs and errors begin with them."""
     entries: list[Entry] = field(default_factory=list)
 
     def take(self) -> list[Entry]:
@@ -62,11 +67,12 @@ class Ledger:
         taken, self.entries = self.entries, []
         return taken
 
-    def write(self, name: str, tensors: Sequence[Tensor]) -> None:
+    def write(self, name: str, tensors: Sequence[Tensor]) -> Entry:
         """Add an entry."""
         dtype = str(tensors[0].dtype).removeprefix("torch.") if tensors else ""
         size = sum(tensor.nbytes for tensor in tensors)
         self.entries.append(Entry(name, size, dtype, self.phase, self._line(), time.perf_counter()))
+        return self.entries[-1]
 
     def _line(self) -> int | None:
         frame = sys._getframe(2)
@@ -80,18 +86,37 @@ class Ledger:
 class LedgerGroup(dist.ProcessGroup):
     """Gloo, with a ledger in front of it."""
 
-    def __init__(self, gloo: dist.ProcessGroup, rank: int, size: int, ledger: Ledger) -> None:
+    def __init__(self, gloo: dist.ProcessGroup, store: dist.Store, rank: int, size: int, ledger: Ledger) -> None:
         super().__init__(rank, size)
         self.gloo, self.ledger = gloo, ledger
+        self.store, self.collectives = dist.PrefixStore("ledger", store), 0
 
     def getBackendName(self) -> str:
         """As torch asks for it."""
         return BACKEND
 
+    def compare(self, entry: Entry) -> None:
+        """Raise Wrong when another rank has called another collective under this number. Waits for nobody."""
+        if entry.name in ("send", "recv"):
+            return
+        self.collectives += 1
+        mine = (
+            entry.name if entry.name in ("gather", "scatter", "all_to_all") else f"{entry.name} of {entry.bytes} bytes"
+        )
+        first = self.store.compare_set(str(self.collectives), "", mine).decode()
+        if first != mine:
+            phase = f"{entry.phase}: " if entry.phase else ""
+            raise Wrong(
+                "mismatch",
+                f"{phase}collective no. {self.collectives} is {mine} on rank {self.rank()}"
+                f"{f' (your line {entry.line})' if entry.line else ''}, and {first} on another one. All ranks have to "
+                f"call the same collectives, for the same sizes, in the same order",
+            )
+
 
 def _recorded(call: str, name: str, place: int | None) -> Callable:
     def method(self: LedgerGroup, *arguments: object, **options: object) -> object:
-        self.ledger.write(name, [] if place is None else _tensors(arguments[place]))
+        self.compare(self.ledger.write(name, [] if place is None else _tensors(arguments[place])))
         return getattr(self.gloo, call)(*arguments, **options)
 
     return method
@@ -115,7 +140,7 @@ def join(ledger: Ledger, store: dist.Store, rank: int, size: int, timeout: float
     """Join a group of `size` ranks as torch.distributed's default group, with the ledger in front. Seconds."""
 
     def create(store: dist.Store, rank: int, size: int, timeout: timedelta) -> LedgerGroup:
-        return LedgerGroup(dist.ProcessGroupGloo(store, rank, size, timeout), rank, size, ledger)
+        return LedgerGroup(dist.ProcessGroupGloo(store, rank, size, timeout), store, rank, size, ledger)
 
     if BACKEND.upper() not in dist.Backend._plugins:
         dist.Backend.register_backend(BACKEND, create, devices=["cpu"])

@@ -96,7 +96,7 @@ def _listen(pipes: Sequence[Connection], workers: Sequence[BaseProcess], seconds
         if not ready and starting:
             raise CannotJudge(f"the {len(pipes)} ranks did not meet within {SECONDS_TO_START} s")
         if not ready:
-            raise Wrong("hang", f"no end after {seconds:g} s: {_where_all(pipes)}")
+            raise Wrong("hang", f"nothing moves after {seconds:g} s: {_where_all(pipes)}")
         for pipe in ready:
             rank = running[pipe]
             try:
@@ -121,15 +121,16 @@ def _listen(pipes: Sequence[Connection], workers: Sequence[BaseProcess], seconds
 
 def _where_all(pipes: Sequence[Connection]) -> str:
     """Where each rank is: asked of a thread in each of them."""
-    words = []
+    words, phases = [], []
     for rank, pipe in enumerate(pipes):
         pipe.send("where")
-        text = "does not respond"
+        phase, text = "", "does not respond"
         if pipe.poll(1):
             kind, content = pipe.recv()
-            text = content if kind == "where" else text
+            phase, text = content if kind == "where" else (phase, text)
         words.append(f"rank {rank} {text}")
-    return "; ".join(words)
+        phases += [phase] if phase and phase not in phases else []
+    return "".join(f"{phase}: " for phase in phases) + "; ".join(words)
 
 
 class _Output:
@@ -164,7 +165,7 @@ def _rank(program: Program, answer: Answer, rank: int, size: int, seed: int, por
     def answer_questions() -> None:
         while True:
             pipe.recv()
-            send(("where", "has finished" if state["finished"] else _where(main, log)))
+            send(("where", (log.phase, "has finished" if state["finished"] else _where(main, log))))
 
     main = threading.get_ident()
     _limit_memory()
@@ -187,7 +188,8 @@ def _rank(program: Program, answer: Answer, rank: int, size: int, seed: int, por
         send(("done", result))
     except BaseException as error:
         wrong = answer.failed(error)
-        send(("wrong", (wrong.diagnosis, wrong.message)))
+        when = f"{log.phase}: " if log.phase and wrong.diagnosis == "error" else ""
+        send(("wrong", (wrong.diagnosis, when + wrong.message)))
     threading.Event().wait()
 
 
