@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from ddp_workbook.labs import team
 from ddp_workbook.labs.answer import Answer
@@ -50,7 +51,7 @@ class Verdict:
     seconds: float
 
 
-def judge(lab: Lab, answer: Answer, on_part: Callable[[Part], None] = lambda _: None) -> Verdict:
+def judge(lab: Lab, answer: Answer) -> Verdict:
     """Run every part until one finds something wrong. Raises CannotJudge when a part could not be run."""
     started, passed, comparisons = time.perf_counter(), [], 0
     for part in lab.parts:

@@ -21,6 +21,7 @@ from torch import Tensor
 from ddp_workbook.labs.verdict import Wrong
 
 BACKEND = "ledger"
+UNEQUAL = ("gather", "scatter", "all_to_all")  # ranks may put in different numbers of bytes
 CALLS = {  # method of a process group: name in torch.distributed, place of its input; None: it sends nothing
     "allreduce": ("all_reduce", 0), "allreduce_coalesced": ("all_reduce", 0), "broadcast": ("broadcast", 0),
     "reduce": ("reduce", 0), "allgather": ("all_gather", 1), "allgather_coalesced": ("all_gather", 1),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -45,6 +46,8 @@ class Rank:
     names: dict[str, object]
     """What the answer defines."""
     ledger: ledger.Ledger
+    folder: Path
+    """One for all parts of a try: what one part leaves there, the next one finds. Gone after the try."""
 
     def __post_init__(self) -> None:
         self._group = dist.new_group(backend="gloo") if self.size > 1 else None
@@ -70,7 +73,7 @@ class Rank:
 Program = Callable[[Rank], object]
 
 
-def run(program: Program, answer: Answer, ranks: int, seconds: float = SECONDS) -> list[object]:
+def run(program: Program, answer: Answer, ranks: int, seconds: float = SECONDS, folder: Path = Path()) -> list[object]:
     """program(rank) on `ranks` ranks, or without any group when it is 1; returns their results.
 
     Raises Wrong with what the program found, with the answer's own error, or with where the ranks hang; CannotJudge
@@ -81,7 +84,8 @@ def run(program: Program, answer: Answer, ranks: int, seconds: float = SECONDS) 
         if ranks > 1:
             require_interface()
         store = serve_store() if ranks > 1 else None
-        arguments = [(program, answer, rank, ranks, seed, store.port if store else 0) for rank in range(ranks)]
+        port = store.port if store else 0
+        arguments = [(program, answer, folder, rank, ranks, seed, port) for rank in range(ranks)]
         with started(_rank, arguments, seconds_to_stop=0) as (pipes, workers):
             return _listen(pipes, workers, seconds)
     except (InputError, OSError) as error:
@@ -151,7 +155,9 @@ class _Output:
         """Nothing waits here."""
 
 
-def _rank(program: Program, answer: Answer, rank: int, size: int, seed: int, port: int, pipe: Connection) -> None:
+def _rank(
+    program: Program, answer: Answer, folder: Path, rank: int, size: int, seed: int, port: int, pipe: Connection
+) -> None:
     """One rank, from start to end. It stays until it is killed, so that the others see no lost connection."""
     adopt_orphans()
     lock = threading.Lock()
@@ -183,7 +189,7 @@ def _rank(program: Program, answer: Answer, rank: int, size: int, seed: int, por
     sys.stdout = sys.stderr = _Output(send)
     torch.manual_seed(seed + rank)
     try:
-        result = program(Rank(rank, size, seed, answer.load(), log))
+        result = program(Rank(rank, size, seed, answer.load(), log, folder))
         state["finished"] = True
         send(("done", result))
     except BaseException as error:
