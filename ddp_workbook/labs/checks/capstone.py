@@ -24,7 +24,7 @@ SEED = 5  # of the run that is interrupted: the same in three parts
 
 
 def trains_like_ddp(rank: Rank, optimizer: str) -> int:
-    """Losses of all steps, replicas and test counts against torch's DDP with the same data, rates and random numbers."""
+    """Losses of all steps, replicas and test counts: against torch's DDP, with the same data, rates and randomness."""
     plan = Plan(rank.names, rank.rank, rank.size, rank.seed % 1000, optimizer)
     rank.ledger.phase = f"training with {optimizer}"
     rank.ledger.take()
