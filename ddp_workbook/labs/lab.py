@@ -52,16 +52,16 @@ class Verdict:
 def judge(lab: Lab, answer: Answer) -> Verdict:
     """Run every part until one finds something wrong. Raises CannotJudge when a part could not be run."""
     started, passed, comparisons = time.perf_counter(), [], 0
-    for part in lab.parts:
-        on_part(part)
-        try:
-            comparisons += sum(team.run(part.program, answer, part.ranks, part.seconds))
-        except Wrong as wrong:
-            before = [ranks for ranks in passed if 1 < ranks < part.ranks]
-            prefix = f"Right on {before[-1]} ranks, wrong on {part.ranks}. " if before else ""
-            diagnosis = part.hang if wrong.diagnosis == "hang" else wrong.diagnosis
-            return Verdict(False, diagnosis, prefix + wrong.message, time.perf_counter() - started)
-        passed.append(part.ranks)
+    with tempfile.TemporaryDirectory(prefix="lab-") as folder:
+        for part in lab.parts:
+            try:
+                comparisons += sum(team.run(part.program, answer, part.ranks, part.seconds, Path(folder)))
+            except Wrong as wrong:
+                before = [ranks for ranks in passed if 1 < ranks < part.ranks]
+                prefix = f"Right on {before[-1]} ranks, wrong on {part.ranks}. " if before else ""
+                diagnosis = part.hang if wrong.diagnosis == "hang" else wrong.diagnosis
+                return Verdict(False, diagnosis, prefix + wrong.message, time.perf_counter() - started)
+            passed.append(part.ranks)
     live = dict.fromkeys(str(ranks) for ranks in passed if ranks > 1)
     judged = f"{comparisons} comparisons" + (f", real processes: {' and '.join(live)}" if live else "")
     return Verdict(True, "solved", f"solved ({judged})", time.perf_counter() - started)
