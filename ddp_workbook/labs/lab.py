@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from ddp_workbook.labs import team
 from ddp_workbook.labs.answer import Answer
