@@ -9,11 +9,13 @@ from ddp_workbook.errors import InputError
 from ddp_workbook.labs.answer import Answer
 from ddp_workbook.labs.checks import (
     accumulate,
+    capstone,
     ring_all_reduce,
     schedule,
     shard,
     shift,
     start_alike,
+    token_mean,
 )
 from ddp_workbook.labs.lab import Lab
 
@@ -23,7 +25,9 @@ LABS: tuple[Lab, ...] = (
     shard.LAB,
     start_alike.LAB,
     accumulate.LAB,
+    token_mean.LAB,
     schedule.LAB,
+    capstone.LAB,
 )
 FOLDER = Path(__file__).parent / "tasks"
 

@@ -33,11 +33,13 @@ def weights(model: nn.Linear) -> list[Fraction]:
     return [Fraction(value).limit_denominator(10_000) for value in values]
 
 
-def describe(found: Sequence[Fraction], owners: Sequence[Sequence[int]]) -> str:
-    """Weights in words, by rank: 'samples of rank 0 weigh 1/4, those of rank 1 weigh 1/8'."""
+def describe(found: Sequence[Fraction], owners: Sequence[Sequence[int]], noun: str = "samples") -> str:
+    """Weights in words, by rank that has any: 'samples of rank 0 weigh 1/4, those of rank 1 weigh 1/8'."""
     parts = []
     for rank, samples in enumerate(owners):
+        if not samples:
+            continue
         values = sorted({found[sample] for sample in samples})
         text = " or ".join(map(str, values)) if len(values) < 4 else f"between {values[0]} and {values[-1]}"
-        parts.append(f"{'samples' if not parts else 'those'} of rank {rank} weigh {text}")
+        parts.append(f"{noun if not parts else 'those'} of rank {rank} weigh {text}")
     return ", ".join(parts)

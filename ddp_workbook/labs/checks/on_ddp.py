@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_workbook.labs.ledger import Entry
+
+Owners = list[list[list[int]]]  # the samples of each micro-batch of each rank
 
 
 @dataclass(frozen=True)
@@ -79,3 +82,18 @@ def relative_error(tensors: Sequence[Tensor], expected: Sequence[Tensor]) -> flo
     """The largest difference, over the largest expected value."""
     found, right = (torch.cat([each.detach().flatten() for each in part]) for part in (tensors, expected))
     return float((found - right).abs().max() / right.abs().max())
+
+
+def fate(found: Sequence[Sequence[Fraction]], owners: Owners, number: int) -> str:
+    """What became of the micro-batches of this number, by the weights that each rank found.
+
+    'shared': the same on every rank; 'local': each counts on its own rank only; 'missing': nowhere; 'other'.
+    """
+    own = [found[rank][sample] for rank, mine in enumerate(owners) for sample in mine[number]]
+    samples = [sample for mine in owners for sample in mine[number]]
+    everywhere = [weights[sample] for weights in found for sample in samples]
+    if not any(everywhere):
+        return "missing"
+    if sum(map(bool, everywhere)) == sum(map(bool, own)):
+        return "local"
+    return "shared" if all(weights[sample] == found[0][sample] for weights in found for sample in samples) else "other"
