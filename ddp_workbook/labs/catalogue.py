@@ -10,6 +10,7 @@ from ddp_workbook.labs.answer import Answer
 from ddp_workbook.labs.checks import (
     accumulate,
     capstone,
+    checkpoint,
     ring_all_reduce,
     schedule,
     shard,
@@ -27,6 +28,7 @@ LABS: tuple[Lab, ...] = (
     accumulate.LAB,
     token_mean.LAB,
     schedule.LAB,
+    checkpoint.LAB,
     capstone.LAB,
 )
 FOLDER = Path(__file__).parent / "tasks"
