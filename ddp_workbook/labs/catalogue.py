@@ -9,6 +9,7 @@ from ddp_workbook.errors import InputError
 from ddp_workbook.labs.answer import Answer
 from ddp_workbook.labs.checks import (
     accumulate,
+    average,
     capstone,
     checkpoint,
     ring_all_reduce,
@@ -25,6 +26,7 @@ LABS: tuple[Lab, ...] = (
     ring_all_reduce.LAB,
     shard.LAB,
     start_alike.LAB,
+    average.LAB,
     accumulate.LAB,
     token_mean.LAB,
     schedule.LAB,
