@@ -1,18 +1,17 @@
 """The judges, tested by answers: each wrong one gets the diagnosis that its file is named after, each right one passes.
 
-`make test` judges the stub, the solution and two wrong answers of each lab; `make test-labs` all of them, many times.
+`make test` judges the stub, the solution and two wrong answers of each lab; `make test-labs` all of them.
 """
 
-import os
 from pathlib import Path
 
 import pytest
+from helper_tries import LAB_TRIES
 
 from ddp_workbook.labs import catalogue
 from ddp_workbook.labs.lab import Lab, Verdict, judge
 
 ANSWERS = Path(__file__).parent / "answers"
-TRIES = int(os.environ.get("LAB_TRIES", 0))  # of each answer; 0: the short form
 SHORT = 2  # wrong answers of each lab in the short form
 
 
@@ -20,14 +19,14 @@ def cases() -> list:
     found = []
     for lab in catalogue.LABS:
         right, wrong = (sorted((ANSWERS / lab.name / kind).glob("*.py")) for kind in ("right", "wrong"))
-        if not TRIES:
+        if not LAB_TRIES:
             right, wrong = [], wrong[:SHORT]
         sources = [("stub", catalogue.stub(lab), "not-solved"), ("solution", catalogue.solution(lab), "solved")]
         sources += [(path.stem, path.read_text(encoding="utf-8"), "solved") for path in right]
         sources += [(path.stem, path.read_text(encoding="utf-8"), path.stem.split("--")[0]) for path in wrong]
         found += [
             pytest.param(lab, source, expected, id=f"{lab.name}-{name}-{number}")
-            for number in range(max(1, TRIES))
+            for number in range(max(1, LAB_TRIES))
             for name, source, expected in sources
         ]
     return found
