@@ -10,6 +10,7 @@ from ddp_workbook.labs.answer import Answer
 from ddp_workbook.labs.checks import (
     accumulate,
     average,
+    buckets,
     capstone,
     checkpoint,
     ring_all_reduce,
@@ -27,6 +28,7 @@ LABS: tuple[Lab, ...] = (
     shard.LAB,
     start_alike.LAB,
     average.LAB,
+    buckets.LAB,
     accumulate.LAB,
     token_mean.LAB,
     schedule.LAB,
