@@ -5,13 +5,18 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from ddp_workbook.analysis.lab_progress import Row, count_solved, row, rows
 from ddp_workbook.errors import InputError
 from ddp_workbook.labs import catalogue
 from ddp_workbook.labs.answer import Answer
 from ddp_workbook.labs.lab import Lab, Verdict
-from ddp_workbook.records.files import load_record, save_record, sha256
+from ddp_workbook.records.files import load_record, require_writable, save_record, sha256
 from ddp_workbook.records.labs import LabEvent, LabHistory, LabsRecord
+
+
+SECONDS_FOR_OTHERS = 10
 
 
 def load(path: Path) -> LabsRecord:
@@ -59,9 +64,17 @@ def give_up(path: Path, lab: Lab) -> None:
 
 
 def _add(path: Path, lab: Lab, **event: object) -> None:
-    record = load(path)
-    record.labs[lab.name].events.append(LabEvent(at=datetime.now(UTC).replace(microsecond=0), **event))
-    save_record(record, path)
+    """Several notebooks and a shell may write at the same time: one after another."""
+    require_writable(path.parent)
+    try:
+        with FileLock(path.with_suffix(".lock"), timeout=SECONDS_FOR_OTHERS):
+            record = load(path)
+            record.labs[lab.name].events.append(LabEvent(at=datetime.now(UTC).replace(microsecond=0), **event))
+            save_record(record, path)
+    except (Timeout, OSError) as error:
+        raise InputError(
+            f"cannot lock {path.with_suffix('.lock')} ({error}); remove that file and try again"
+        ) from error
 
 
 def board(record: LabsRecord) -> str:

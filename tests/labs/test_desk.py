@@ -1,5 +1,6 @@
 """Answers, progress and the board: nothing of the reader's is lost, and nothing counts as right that was not judged."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -151,3 +152,13 @@ def test_minutes_are_without_breaks_and_end_with_the_solution():
     ]
     found = row("x", LabHistory(number=1, title="X", events=events))
     assert (found.minutes, found.tries, found.hints, found.last) == (9.0, 3, 1, "solved")
+
+
+def test_two_notebooks_at_the_same_time_lose_no_try(at_desk):
+    def use(_):
+        for _ in range(10):
+            progress.add_try(at_desk.record, LAB, catalogue.answer(LAB, "x"), WRONG)
+
+    with ThreadPoolExecutor(4) as readers:
+        list(readers.map(use, range(4)))
+    assert progress.lab_row(LAB, at_desk.record).tries == 40
