@@ -15,7 +15,6 @@ from ddp_workbook.labs.lab import Lab, Verdict
 from ddp_workbook.records.files import load_record, require_writable, save_record, sha256
 from ddp_workbook.records.labs import LabEvent, LabHistory, LabsRecord
 
-
 SECONDS_FOR_OTHERS = 10
 
 
