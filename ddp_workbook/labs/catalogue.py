@@ -5,10 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from ddp_workbook.errors import InputError
-from ddp_workbook.labs.checks import accumulate, ring_all_reduce, shard, shift, start_alike, token_mean
+from ddp_workbook.labs.checks import accumulate, evaluate, ring_all_reduce, shard, shift, start_alike, token_mean
 from ddp_workbook.labs.lab import Lab
 
-LABS: tuple[Lab, ...] = (shift.LAB, ring_all_reduce.LAB, shard.LAB, start_alike.LAB, accumulate.LAB, token_mean.LAB)
+LABS: tuple[Lab, ...] = (
+    shift.LAB,
+    ring_all_reduce.LAB,
+    shard.LAB,
+    start_alike.LAB,
+    accumulate.LAB,
+    token_mean.LAB,
+    evaluate.LAB,
+)
 FOLDER = Path(__file__).parent / "tasks"
 
 
