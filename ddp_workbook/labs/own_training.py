@@ -6,6 +6,7 @@ It does what distributed_train.py does, without DistributedDataParallel, Distrib
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,6 +94,7 @@ def train(
         losses.append(loss.item())
         return loss
 
+    warnings.filterwarnings("ignore", message="Seems like `optimizer.step")  # OwnDDP may replace it on purpose
     per_epoch = steps // config.epochs
     while epoch < config.epochs:
         mine = names["shard"](len(data.train), plan.rank, plan.size, epoch, plan.seed)
@@ -111,7 +113,7 @@ def train(
 
 def _test(plan: Plan, model: nn.Module, data: Dataset) -> tuple[float, int, int]:
     loss, correct, total = plan.names["evaluate"](
-        model, batch_of(data.test.images), data.test.labels, plan.rank, plan.size
+        model.module, batch_of(data.test.images), data.test.labels, plan.rank, plan.size
     )
     return float(loss), int(correct), int(total)
 

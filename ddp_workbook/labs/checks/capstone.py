@@ -37,16 +37,17 @@ def trains_like_ddp(rank: Rank, optimizer: str) -> int:
     for number, (mine, its) in enumerate(ranks):
         if len(mine.losses) != steps:
             raise Wrong("other-steps", f"rank {number} computed {len(mine.losses)} losses, {steps} were expected")
-        off = [
-            step for step in range(steps) if abs(mine.losses[step] - its.losses[step]) > TOLERANCE * its.losses[step]
-        ]
-        if off and off[0] == 0:
+        if _differ(mine.losses[0], its.losses[0]):
             raise Wrong("other-start", f"the first loss of rank {number} is {mine.losses[0]:.6f}, with DDP "
                         f"{its.losses[0]:.6f}: do all ranks start with the weights of rank 0?")  # fmt: skip
-        if off:
-            raise Wrong("other-losses", f"the losses of rank {number} are DDP's for {off[0]} steps; then {off[0] + 1}: "
-                        f"{mine.losses[off[0]]:.6f} instead of {its.losses[off[0]]:.6f}. Are the gradients averaged "
-                        f"before the optimizer uses them?")  # fmt: skip
+    if len(collectives) < steps:
+        raise Wrong("not-averaged", f"{len(collectives)} all-reduces in {steps} steps and a test: each rank has trained on its own images")
+    for number, (mine, its) in enumerate(ranks):
+        off = next((step for step in range(steps) if _differ(mine.losses[step], its.losses[step])), None)
+        if off is not None:
+            raise Wrong("other-losses", f"the losses of rank {number} are DDP's in the first {off} step(s); then "
+                        f"{mine.losses[off]:.6f} instead of {its.losses[off]:.6f}. Are the gradients the averages "
+                        f"when the optimizer uses them?")  # fmt: skip
     if len({mine.weights for mine, _ in ranks}) > 1:
         raise Wrong("replicas-differ", "the losses are right, but the ranks end with weights that differ in bits")
     _compare_tests(ranks)
@@ -54,6 +55,10 @@ def trains_like_ddp(rank: Rank, optimizer: str) -> int:
         raise Wrong("one-bucket", f"{len(collectives)} all-reduces in {steps} steps: {BUCKET_BYTES} bytes a bucket are "
                     f"several buckets in each step")  # fmt: skip
     return steps * rank.size + 3
+
+
+def _differ(loss: float, other: float) -> bool:
+    return not abs(loss - other) <= TOLERANCE * abs(other)  # NaN differs
 
 
 def _compare_tests(ranks: list[tuple[Trained, Trained]]) -> None:
@@ -106,7 +111,14 @@ def _checkpoint(folder: Path) -> Path:
 
 
 def _own(plan: Plan) -> Wrap:
-    return lambda module, optimizer: plan.names["OwnDDP"](module, optimizer, BUCKET_BYTES)
+    def wrap(module: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
+        model = plan.names["OwnDDP"](module, optimizer, BUCKET_BYTES)
+        if getattr(model, "module", None) is not module:
+            raise Wrong("other-module", "the attribute .module of your model must be the module that it was given: the "
+                        "optimizer holds the parameters of that one")  # fmt: skip
+        return model
+
+    return wrap
 
 
 def _torch_ddp(module: nn.Module, _: torch.optim.Optimizer) -> nn.Module:
@@ -123,7 +135,7 @@ def _plain_step(model: nn.Module, batches: list, loss_of: Callable, optimizer: t
 @torch.no_grad()
 def _serial_test(model: nn.Module, images: Tensor, labels: Tensor, *_: int) -> tuple[float, int, int]:
     model.eval()
-    outputs = model.module(images)
+    outputs = model(images)
     correct = (outputs.argmax(1) == labels).sum()
     return functional.cross_entropy(outputs, labels).item(), correct.item(), len(labels)
 
