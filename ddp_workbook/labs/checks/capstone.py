@@ -41,7 +41,10 @@ def trains_like_ddp(rank: Rank, optimizer: str) -> int:
             raise Wrong("other-start", f"the first loss of rank {number} is {mine.losses[0]:.6f}, with DDP "
                         f"{its.losses[0]:.6f}: do all ranks start with the weights of rank 0?")  # fmt: skip
     if len(collectives) < steps:
-        raise Wrong("not-averaged", f"{len(collectives)} all-reduces in {steps} steps and a test: each rank has trained on its own images")
+        raise Wrong(
+            "not-averaged",
+            f"{len(collectives)} all-reduces in {steps} steps and a test: each rank has trained on its own images",
+        )
     for number, (mine, its) in enumerate(ranks):
         off = next((step for step in range(steps) if _differ(mine.losses[step], its.losses[step])), None)
         if off is not None:
