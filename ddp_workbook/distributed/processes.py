@@ -105,11 +105,12 @@ def _end(workers: Sequence[BaseProcess], patience: float) -> None:
         for worker in workers:
             worker.join(max(0, deadline - time.monotonic()))
     finally:
-        for worker in workers:
-            if worker.is_alive():
-                with suppress(psutil.NoSuchProcess):
-                    kill_family(psutil.Process(worker.pid))
-                worker.join()
+        left = [worker for worker in workers if worker.is_alive()]
+        for worker in left:  # all of them, before one can notice that another is gone
+            with suppress(psutil.NoSuchProcess):
+                kill_family(psutil.Process(worker.pid))
+        for worker in left:
+            worker.join()
 
 
 def first_death(workers: Sequence[BaseProcess], suspect: int | None = None) -> str | None:
