@@ -82,7 +82,7 @@ def submitted(workbook):
     nbformat.write(notebook("import torch", f"%%lab {LAB.name}\n{catalogue.stub(LAB)}", f"%%lab {LAB.name}\n{OWN}"),
                    folder / "=ben.ipynb")  # fmt: skip
     (folder / "cleo").mkdir()
-    (folder / "cleo" / "torn.ipynb").write_text("{")
+    (folder / "cleo" / "truncated.ipynb").write_text("{")
     (folder / "cleo" / f"{LAB.name}.py").write_text("import os\nos._exit(1)\n")
     (folder / "readme.txt").touch()
     return folder
@@ -92,7 +92,7 @@ def test_a_class_is_judged_to_one_table(submitted, call):
     code, said = call("check", str(submitted), "--output", "table")
     assert code == 1
     assert said.startswith("This runs the students' code on this machine")
-    assert "torn.ipynb cannot be read as a notebook" in said
+    assert "truncated.ipynb cannot be read as a notebook" in said
     with (submitted.parent / "table.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["lab"] == LAB.name]
     found = {row["student"]: (row["state"], row["diagnosis"]) for row in rows}

@@ -73,7 +73,7 @@ def _save(rank: Rank, path: Path, training: Training, stop: int, changes: list[s
     """save(), and what it must leave behind: one file, replaced in one move, and an unchanged training.
 
     A file that is written in place keeps its number in the file system. That shows it for certain; a reader that polls
-    the file would see a torn one only now and then.
+    the file would see a truncated one only now and then.
     """
     before, failure = training.now(), None
     changes.clear()
@@ -139,7 +139,7 @@ def _compare_place(returned: list[object], stop: int, size: int) -> None:
             twice = position * BATCH * size
             raise Wrong("epoch-starts-over", f"{words}: {twice} samples would be visited twice in this epoch")
         if each[0] != epoch and each[1] == position:
-            # shuffled anew: huggingface/accelerate#2016, #2823
+            # shuffled again: huggingface/accelerate#2016, #2823
             raise Wrong(
                 "other-epoch", f"{words}, and that epoch has another order: some samples come twice, some never"
             )

@@ -11,8 +11,8 @@ def peak_lr(base_lr, base_batch_size, batch_size, world, accumulate):
 def optimizer_steps(images, batch_size, world, accumulate, epochs):
     """How many optimizer steps the whole training has, as an int.
 
-    In each epoch every rank gets the same number of images. What does not fill a whole step is dropped, in each epoch
-    anew; it may be that no step is left.
+    In each epoch every rank gets the same number of images. What does not fill a whole step is dropped, in every
+    epoch; it may be that no step is left.
     """
     raise NotImplementedError
 
