@@ -13,6 +13,7 @@ from ddp_workbook.labs.checks import (
     buckets,
     capstone,
     checkpoint,
+    costs,
     evaluate,
     ring_all_reduce,
     schedule,
@@ -26,6 +27,7 @@ from ddp_workbook.labs.lab import Lab
 LABS: tuple[Lab, ...] = (
     shift.LAB,
     ring_all_reduce.LAB,
+    costs.LAB,
     shard.LAB,
     start_alike.LAB,
     average.LAB,
