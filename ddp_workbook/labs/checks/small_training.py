@@ -52,8 +52,8 @@ class Training:
     def run(self, first: int, last: int, stops: Collection[int]) -> list[Moment]:
         """The steps from number `first` to before `last`; returns how things stand after each.
 
-        DDP changes the order of its buckets after its first step, and with three ranks another order of adding gives other
-        bits. So each training is wrapped again where one of them will have to resume.
+        DDP changes the order of its buckets after its first step, and with three ranks another order of adding gives
+        other bits. So each training is wrapped again where one of them will have to resume.
         """
         moments = []
         for number in range(first, last):
