@@ -34,6 +34,8 @@ def sums(ranks: int = 8, alpha: float = 50e-6, beta: float = 8e-9) -> Figure:
         _, share, steps = messages(way, ranks)
         right.loglog(SIZES, 1000 * steps * (alpha + beta * share * SIZES), color=colour, label=way)
     left.set(xlabel="ranks N", ylabel="busiest rank sends (tensors)", ylim=(0, RANKS[-1]), title="exact counts")
+    left.set_xticks([2, 4, 8, 12, 16])
+    left.yaxis.get_major_locator().set_params(integer=True)
     right.set_xticks([1e2, 1e4, 1e6, 1e8], ["100 B", "10 kB", "1 MB", "100 MB"])
     right.set_yticks([1, 10, 100, 1000, 10_000], ["1", "10", "100", "1,000", "10,000"])
     right.set(
