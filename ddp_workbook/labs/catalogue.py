@@ -5,10 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from ddp_workbook.errors import InputError
-from ddp_workbook.labs.checks import checkpoint, ring_all_reduce, schedule, shard, shift, start_alike
+from ddp_workbook.labs.checks import checkpoint, elastic, ring_all_reduce, schedule, shard, shift, start_alike
 from ddp_workbook.labs.lab import Lab
 
-LABS: tuple[Lab, ...] = (shift.LAB, ring_all_reduce.LAB, shard.LAB, start_alike.LAB, schedule.LAB, checkpoint.LAB)
+LABS: tuple[Lab, ...] = (
+    shift.LAB,
+    ring_all_reduce.LAB,
+    shard.LAB,
+    start_alike.LAB,
+    schedule.LAB,
+    checkpoint.LAB,
+    elastic.LAB,
+)
 FOLDER = Path(__file__).parent / "tasks"
 
 
