@@ -14,6 +14,7 @@ from ddp_workbook.labs.checks import (
     capstone,
     checkpoint,
     costs,
+    elastic,
     evaluate,
     ring_all_reduce,
     schedule,
@@ -37,6 +38,7 @@ LABS: tuple[Lab, ...] = (
     evaluate.LAB,
     schedule.LAB,
     checkpoint.LAB,
+    elastic.LAB,
     capstone.LAB,
 )
 FOLDER = Path(__file__).parent / "tasks"
