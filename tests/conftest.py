@@ -22,7 +22,8 @@ from ddp_workbook.training.datasets import Dataset, ImageSet
 
 # Not in `make test`: those that need a minute or more, or a network or a disk of their own.
 LONG_FAULTS = (
-    "disk", "harmed_files", "invocations", "killed_and_stopped", "network", "ranks_that_fail", "stopped_commands",
+    "disk", "harmed_files", "invocations", "killed_and_stopped", "network", "ranks_that_fail", "restart",
+    "stopped_commands",
 )  # fmt: skip
 LONG_LABS = ("jupyterlab", "notebooks")
 collect_ignore = [] if IN_FULL else [f"faults/test_{name}.py" for name in LONG_FAULTS]

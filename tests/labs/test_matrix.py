@@ -1,6 +1,6 @@
 """The judges, tested by answers: each wrong one gets the diagnosis that its file is named after, each right one passes.
 
-`make test` judges the stub, the solution and two wrong answers of each lab; `make test-labs` all of them.
+`make test` judges the stub, the solution and one wrong answer of each lab; `make test-labs` all of them.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from ddp_workbook.labs import catalogue
 from ddp_workbook.labs.lab import Lab, Verdict, judge
 
 ANSWERS = Path(__file__).parent / "answers"
-SHORT = 2  # wrong answers of each lab in the short form
+SHORT = 1  # wrong answers of each lab in the short form
 
 
 def cases() -> list:
