@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from conftest import ROOT
 
 from ddp_workbook.analysis.lab_progress import row
 from ddp_workbook.errors import InputError
@@ -162,3 +163,17 @@ def test_two_notebooks_at_the_same_time_lose_no_try(at_desk):
     with ThreadPoolExecutor(4) as readers:
         list(readers.map(use, range(4)))
     assert progress.lab_row(LAB, at_desk.record).tries == 40
+
+
+def test_the_page_for_teachers_has_every_lab_with_its_facts():
+    text = (ROOT / "labs" / "TEACHERS.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    table = {row[0]: row for row in rows if len(row) == 6}
+    for lab in catalogue.LABS:
+        _, defines, minutes, difficulty, ranks, uses = table[f"{lab.number} {lab.name}"]
+        assert defines == ", ".join(f"`{name}`" for name in lab.defines)
+        assert (int(minutes), difficulty.count("●")) == (lab.minutes, lab.difficulty)
+        assert [int(word) for word in ranks.split() if word.isdigit()] == sorted(
+            {part.ranks for part in lab.parts if part.ranks > 1}
+        )
+        assert uses == ", ".join(str(catalogue.find(name).number) for name in lab.uses)
