@@ -79,6 +79,8 @@ def run(program: Program, answer: Answer, ranks: int, seconds: float = SECONDS, 
     Raises Wrong with what the program found, with the answer's own error, or with where the ranks hang; CannotJudge
     when the ranks could not be started.
     """
+    if ranks > 1 and not dist.is_gloo_available():
+        raise CannotJudge("this build of torch has no Gloo, which sends data between processes")
     seed = random.SystemRandom().randrange(2**31)
     try:
         if ranks > 1:
@@ -88,7 +90,7 @@ def run(program: Program, answer: Answer, ranks: int, seconds: float = SECONDS, 
         arguments = [(program, answer, folder, rank, ranks, seed, port) for rank in range(ranks)]
         with started(_rank, arguments, seconds_to_stop=0) as (pipes, workers):
             return _listen(pipes, workers, seconds)
-    except (InputError, OSError) as error:
+    except (InputError, OSError, EOFError) as error:
         raise CannotJudge(f"the judge cannot start {ranks} rank(s): {error}") from error
 
 
@@ -106,7 +108,8 @@ def _listen(pipes: Sequence[Connection], workers: Sequence[BaseProcess], seconds
             try:
                 kind, content = pipe.recv()
             except (EOFError, OSError):
-                raise Wrong("died", first_death(workers, rank)) from None
+                death = first_death(workers, rank)
+                raise (CannotJudge(death) if starting else Wrong("died", death)) from None
             if kind == "wrong":
                 raise Wrong(*content)
             if kind == "broken":

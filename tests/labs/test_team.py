@@ -1,5 +1,6 @@
 """Programs on real ranks: the ledger sees every collective, and no answer gets past the judge or leaves anything."""
 
+import os
 import time
 
 import psutil
@@ -129,14 +130,25 @@ def test_a_judge_that_cannot_start_says_so(monkeypatch):
         team.run(call_it, answer("    pass\n"), 2)
 
 
-def no_gloo(rank: team.Rank) -> None:
-    """Never reached."""
-
-
-def test_a_judge_without_gloo_says_so(monkeypatch):
+def test_a_judge_without_gloo_or_its_network_says_so(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nothing0")
     with pytest.raises(CannotJudge, match="GLOO_SOCKET_IFNAME"):
-        team.run(no_gloo, answer("    pass\n"), 2)
+        team.run(call_it, answer("    pass\n"), 2)
+    monkeypatch.setattr(dist, "is_gloo_available", lambda: False)
+    with pytest.raises(CannotJudge, match="no Gloo"):
+        team.run(call_it, answer("    pass\n"), 2)
+
+
+class Deadly:
+    """Ends the process in which it is unpickled."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+def test_ranks_that_die_before_they_meet_are_no_wrong_answer():
+    with pytest.raises(CannotJudge, match="exit code 3"):
+        team.run(call_it, Deadly(), 2)
 
 
 def test_a_program_on_one_rank_has_no_group():
