@@ -6,11 +6,13 @@ import hashlib
 import os
 import random
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -40,6 +42,8 @@ class Rank:
     names: dict[str, object]
     """What the answer defines."""
     ledger: ledger.Ledger
+    folder: Path
+    """Empty, the same on all ranks, and removed when they have ended, also when they hang."""
 
     def gather(self, value: object) -> list:
         """The values of all ranks, on every rank. Not in the ledger."""
@@ -69,9 +73,11 @@ def run(program: Program, answer: Answer, ranks: int, seconds: float = SECONDS) 
     seed = random.SystemRandom().randrange(2**31)
     try:
         store = serve_store() if ranks > 1 else None
-        arguments = [(program, answer, rank, ranks, seed, store.port if store else 0) for rank in range(ranks)]
-        with started(_rank, arguments, seconds_to_stop=0) as (pipes, _):
-            return _listen(pipes, answer, seconds)
+        port = store.port if store else 0
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = [(program, answer, rank, ranks, seed, port, Path(folder)) for rank in range(ranks)]
+            with started(_rank, arguments, seconds_to_stop=0) as (pipes, _):
+                return _listen(pipes, answer, seconds)
     except (InputError, OSError) as error:
         raise CannotJudge(f"the judge cannot start {ranks} rank(s): {error}") from error
 
@@ -132,7 +138,9 @@ class _Output:
         """Nothing waits here."""
 
 
-def _rank(program: Program, answer: Answer, rank: int, size: int, seed: int, port: int, pipe: Connection) -> None:
+def _rank(
+    program: Program, answer: Answer, rank: int, size: int, seed: int, port: int, folder: Path, pipe: Connection
+) -> None:
     """One rank, from start to end. It stays until it is killed, so that the others see no lost connection."""
     lock = threading.Lock()
     log = ledger.Ledger(answer.file)
@@ -161,7 +169,7 @@ def _rank(program: Program, answer: Answer, rank: int, size: int, seed: int, por
     sys.stdout = sys.stderr = _Output(send)
     torch.manual_seed(seed + rank)
     try:
-        result = program(Rank(rank, size, seed, answer.load(), log))
+        result = program(Rank(rank, size, seed, answer.load(), log, folder))
         state["finished"] = True
         send(("done", result))
     except BaseException as error:
