@@ -21,7 +21,8 @@ OLD = b"an older file"
 
 def resumes(rank: Rank) -> int:
     """Stopped at a random step of each epoch, and gone on with in new objects."""
-    path, draw = rank.folder / f"{rank.size} ranks.pt", random.Random(rank.seed)
+    path, draw = rank.folder / f"{rank.size} ranks" / "training.pt", random.Random(rank.seed)
+    path.parent.mkdir(exist_ok=True)
     stops = [epoch * STEPS + draw.randint(1, STEPS - 1) for epoch in range(EPOCHS)]
     undisturbed = Training(rank, rank.seed).run(0, LAST, stops)
     changes = _watch(path)
