@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -41,6 +42,13 @@ def process_context() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     return context
+
+
+def prepare() -> None:
+    """Start the server of process_context() in the background, so that the first processes need not wait for it."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        process_context()
+        forkserver.ensure_running()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from IPython.core.interactiveshell import InteractiveShell
 
+from ddp_workbook.distributed import processes
 from ddp_workbook.errors import InputError
 from ddp_workbook.labs import catalogue, progress
 from ddp_workbook.labs.desk import Desk, workbook_folder
@@ -15,6 +16,7 @@ from ddp_workbook.labs.verdict import CannotJudge
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """%load_ext ddp_workbook.labs.notebook"""
+    processes.prepare()
     shell.register_magic_function(_lab, magic_kind="cell", magic_name="lab")
     shell.push({"hint": hint, "solution": solution, "status": status})
 
