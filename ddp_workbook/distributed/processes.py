@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -47,6 +46,8 @@ def process_context() -> BaseContext:
 def prepare() -> None:
     """Start the server of process_context() in the background, so that the first processes need not wait for it."""
     if "forkserver" in multiprocessing.get_all_start_methods():
+        from multiprocessing import forkserver  # cannot be imported everywhere
+
         process_context()
         forkserver.ensure_running()
 
