@@ -75,7 +75,7 @@ class Desk:
     def solution(self, lab: Lab, give_up: bool) -> str:
         """The reference solution. Raises InputError before the lab is solved, unless the reader gives up."""
         if not give_up and progress.lab_row(lab, self.record).state not in ("solved", "gave up"):
-            raise InputError(f"{lab.name} is not solved yet; say that you give up to see the solution")
+            raise InputError(f"{lab.name} is not solved yet; to see its solution, give up (give_up=True, or --give-up)")
         progress.give_up(self.record, lab)
         return catalogue.solution(lab)
 

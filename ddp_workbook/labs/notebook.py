@@ -26,8 +26,8 @@ def _lab(line: str, cell: str) -> None:
     _say(lambda: try_answer(_desk(), catalogue.find(line.strip()), cell))
 
 
-def try_answer(desk: Desk, lab: Lab, source: str) -> str:
-    """Judge the answer; what to say of it."""
+def try_answer(desk: Desk, lab: Lab, source: str, hint: str = "hint({!r})") -> str:
+    """Judge the answer; what to say of it. `hint`: how the reader asks for one."""
     try:
         verdict = desk.attempt(lab, source)
     except CannotJudge as error:
@@ -38,8 +38,8 @@ def try_answer(desk: Desk, lab: Lab, source: str) -> str:
     if verdict.solved:
         lent = f" The reference solution stood in for {', '.join(row.lent)}." if row.lent else ""
         return f"{lab.name}: {verdict.message}.{lent}"
-    hint = "" if row.state != "tried" or row.hints else f"\nStuck? hint({lab.name!r})"
-    return f"{lab.name}: not right yet. {verdict.message}{hint}"
+    stuck = "" if row.state != "tried" or row.hints else f"\nStuck? {hint.format(lab.name)}"
+    return f"{lab.name}: not right yet. {verdict.message}{stuck}"
 
 
 def hint(name: str) -> None:
