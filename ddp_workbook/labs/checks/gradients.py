@@ -19,7 +19,7 @@ from ddp_workbook.labs.verdict import Wrong
 Attach = Callable[[nn.Module], Callable[[], object]]
 SAMPLES = 3  # per rank, on the scale
 BASE = 128  # of the numbers that name gradients; more than there are elements
-LARGEST_ERROR = 1e-5  # relative, float32
+LARGEST_ERROR = 1e-4  # of the largest element; float32 rounds to about 1e-5 after a few steps
 
 
 def weigh(rank: Rank, attach: Attach) -> None:
