@@ -43,9 +43,19 @@ class Cluster:
         return inside + self.between.all_reduce(size, processes // local, buckets)
 
 
+def node_size_of(network: Link | Cluster) -> int:
+    """Processes of a node: one, if there is a single link."""
+    return network.node_size if isinstance(network, Cluster) else 1
+
+
+def unit_of(network: Link | Cluster) -> str:
+    """What is counted on it, in the plural."""
+    return "processes" if isinstance(network, Cluster) else "machines"
+
+
 def whole_nodes(counts: Sequence[int], network: Link | Cluster) -> list[int]:
     """The counts of processes, those above one node rounded to whole nodes; each of them once."""
-    node = network.node_size if isinstance(network, Cluster) else 1
+    node = node_size_of(network)
     return sorted({count if count < node else node * round(count / node) for count in map(int, counts)})
 
 
