@@ -51,7 +51,7 @@ that was fitted. A message costs what NCCL's tuning table has for a ring: 3.4 us
 The pages of Horovod and TensorFlow, the report of DLPerf, and section 4.3 and the abstract of Goyal et al. were read.
 The numbers of Li et al. were read in a quotation, without batch sizes and seconds: nothing can be predicted from
 them. But overlap saves at most {most_saved} of a step in this model, on a network whose all-reduces last as long as
-backward, and what they report is less.
+backward, and what they report is less. (Their word is speedup: if that is a ratio of rates, it is less still.)
 
 ## The table of the older courseworks
 
