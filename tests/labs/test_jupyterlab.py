@@ -52,7 +52,8 @@ def page(notebook, tmp_path):
         wait_for(port, server)
         url = f"http://127.0.0.1:{port}/doc/tree/labs/{notebook.name}?token={token}&reset"
         with browser(url, tmp_path / "browser") as page:
-            page.wait("document.querySelectorAll('.jp-CodeCell').length == 3 && "
+            page.wait("(document.querySelector('.jp-Dialog .jp-mod-accept')?.click(), true) && "  # which kernel
+                      "document.querySelectorAll('.jp-CodeCell').length == 3 && "
                       "document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]')", 90)  # fmt: skip
             yield page
             page.screenshot(tmp_path / "end.png")
