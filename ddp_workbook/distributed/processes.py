@@ -50,9 +50,10 @@ def prepare() -> None:
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return
-    from multiprocessing import forkserver  # cannot be imported everywhere
+    from multiprocessing import forkserver, resource_tracker  # cannot be imported everywhere
 
     process_context()
+    resource_tracker.ensure_running()  # else the server starts it, which unblocks SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
