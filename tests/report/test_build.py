@@ -221,12 +221,23 @@ def test_report_is_the_same_bytes_twice(finished):
     assert build_report(finished, ROOT / "report.toml").read_bytes() == first
 
 
-@pytest.mark.parametrize("recipe", ["mlp-mnist", "cnn-mnist"])
-def test_report_of_the_small_networks(finished, recipe):
-    change_config(finished, RECIPES[recipe])
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("mlp-mnist", ["Adam [", "draws its own dropout masks"]),
+        ("cnn-mnist", ["Nesterov", "draws its own dropout masks"]),
+        ("vit-cifar10", ["AdamW [", "LayerNorm", "draws its own crops and flips"]),
+        ("lstm-digits", ["LSTM layers", "draws no random numbers"]),
+    ],
+)
+def test_report_of_the_other_networks(finished, recipe, words):
+    """What it says about layers, optimizer and randomness comes from the model's row and the configuration."""
+    change_config(finished, replace(RECIPES[recipe], augment="crops" in words[-1]))
     text = text_of(build_report(finished, ROOT / "report.toml"))
     assert "ResNet" not in text.split("A cost model")[0]
-    assert {"mlp-mnist": "Adam", "cnn-mnist": "Nesterov"}[recipe] in text
+    assert "BatchNorm" not in text.split("A cost model")[0]
+    for each in words:
+        assert each in text
 
 
 @pytest.mark.parametrize(
