@@ -72,12 +72,13 @@ MODELS = {
     ),
     "vit": ModelSpec(
         label="ViT", title="a small vision transformer", colour="#AA4499", dropout=False,
-        layers=f"at most {VIT_GRID} × {VIT_GRID} patches, {VIT_BLOCKS} blocks of self-attention with {VIT_HEADS} heads and "
-        f"a feed-forward layer, width {VIT_WIDTH}, with LayerNorm before each", benchmark_steps=5, sweep_steps=2,
+        layers=f"up to {VIT_GRID} × {VIT_GRID} patches, then {VIT_BLOCKS} blocks of width {VIT_WIDTH}, each with "
+        f"self-attention in {VIT_HEADS} heads and two linear layers, and LayerNorm before both",
+        benchmark_steps=5, sweep_steps=2,
     ),
     "lstm": ModelSpec(
         label="LSTM", title="an LSTM that reads images row by row", colour="#44AA99", dropout=False,
-        layers=f"{LSTM_LAYERS} LSTM layers of {LSTM_WIDTH} units, and a linear layer on what they hold after the last row",
+        layers=f"{LSTM_LAYERS} LSTM layers of {LSTM_WIDTH} units, and a linear layer on their last output",
     ),
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from conftest import ROOT, make_data, run_on_ranks
 from helper_interrupted_runs import (
     RUNS,
     SMALL,
+    STOPS,
     compare_resumed,
     in_folder,
     same,

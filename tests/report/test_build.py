@@ -227,7 +227,7 @@ def test_report_is_the_same_bytes_twice(finished):
         ("mlp-mnist", ["Adam [", "draws its own dropout masks"]),
         ("cnn-mnist", ["Nesterov", "draws its own dropout masks"]),
         ("vit-cifar10", ["AdamW [", "LayerNorm", "draws its own crops and flips"]),
-        ("lstm-digits", ["LSTM layers", "draws no random numbers"]),
+        ("lstm-digits", ["LSTM layers", "the ranks draw no random numbers"]),
     ],
 )
 def test_report_of_the_other_networks(finished, recipe, words):
