@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 OLDEST := .venv-oldest
 
-.PHONY: run test test-oldest test-faults bench notebooks clean
+.PHONY: run test test-labs test-oldest test-faults bench notebooks lab-notebooks clean
 
 run: $(READY)
 	$(BIN)/ddp-workbook run --recipe $(RECIPE) --data-dir $(DATA)
@@ -18,6 +18,10 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest
+
+# Every answer to every lab, right and wrong; the lab notebooks; a lab in JupyterLab. LAB_TRIES=20 for 20 times each.
+test-labs: $(READY)
+	LAB_TRIES=$${LAB_TRIES:-1} $(BIN)/pytest tests/labs
 
 # The same tests on the oldest versions that pyproject.toml allows. With PYTHON=python3.11 it is the oldest of all.
 test-oldest: $(OLDEST)/ready
@@ -36,6 +40,10 @@ bench: $(READY)
 # After changing a notebook: run all four on their own defaults (CIFAR-10) and keep the outputs.
 notebooks: $(READY)
 	$(BIN)/ddp-workbook run --in-place
+
+# After changing a lab or its notebook: with stubs in the cells, and without your own answers and progress.
+lab-notebooks: $(READY)
+	$(BIN)/python -c 'from pathlib import Path; from ddp_workbook.course.runner import *; run_lab_notebooks(Path())'
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'

@@ -1,4 +1,4 @@
-"""`ddp-workbook run | bench | predict | report | doctor`: the course from a shell. distributed_train.py trains."""
+"""`ddp-workbook run | bench | predict | report | doctor | labs`: the course from a shell."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from ddp_workbook.config import CommHookName
 from ddp_workbook.course.interrupts import Interrupted, stop_signals_raise
 from ddp_workbook.errors import InputError, error_line
 from ddp_workbook.flags import parse_command
+from ddp_workbook.labs.commands import COMMANDS as LABS
+from ddp_workbook.labs.commands import labs
 from ddp_workbook.recipes import EMBEDDED, get_recipe, serial_recipe
 from ddp_workbook.runs.streams import WatchedOutput, open_standard_streams
 
@@ -73,7 +75,7 @@ def bench(
         recipe: Named run. All processes live at once; a ResNet-50 takes 1 to 2 GB in each.
         process_counts: Numbers of processes to time.
         repeats: Rounds; in each of them every configuration takes its turn, with new weights.
-        steps: Optimizer steps of each configuration per round (default: 50, for a ResNet-50 3).
+        steps: Optimizer steps of each configuration per round (default: 50, for a ResNet-50 2).
         epochs: Instead of steps: train this many whole epochs per round, and test.
         scaling: Strong: the recipe's global batch is split among the processes; weak: each process gets all of it.
         comm_hook: How gradients are all-reduced; shared-memory works on CPUs.
@@ -101,23 +103,36 @@ def predict(
     latency_us: float,
     recipe: str = EMBEDDED,
     processes: int = 64,
+    node_size: int = 1,
+    intra_gbit: float | None = None,
+    intra_us: float | None = None,
+    noise_scale: float | None = None,
     price: float | None = None,
     results_dir: Path = Path("results"),
 ) -> None:
     """Predict speedup, duration and cost of a recipe on a network of machines like this one.
 
     Args:
-        bandwidth_gbit: Bandwidth of the network in Gbit/s.
+        bandwidth_gbit: Bandwidth of the network in Gbit/s; between nodes, if they have several processes.
         latency_us: Latency of one message in microseconds.
         recipe: Named run; notebook 04 must have measured it on this machine.
-        processes: Largest number of machines to predict for.
-        price: Price of one machine for an hour, in any currency; costs are then in that currency.
+        processes: Largest number of machines to predict for; with --node-size, of processes.
+        node_size: Processes of a node, each as fast as this machine's one process; they share the network.
+        intra_gbit: Bandwidth inside a node in Gbit/s.
+        intra_us: Latency of one message inside a node in microseconds.
+        noise_scale: Gradient noise scale in images, if you measured it: how many more epochs a larger batch needs.
+        price: Price of one machine (node) for an hour, in any currency; costs are then in that currency.
         results_dir: Folder that holds <recipe>/batch_sweep.json, and gets <recipe>/prediction.png.
     """
     from ddp_workbook.analysis.prediction import predict_network
 
     config = get_recipe(recipe)
-    print(predict_network(config, results_dir / recipe, bandwidth_gbit, latency_us, processes, price))
+    print(
+        predict_network(
+            config, results_dir / recipe, bandwidth_gbit, latency_us, processes, price,
+            node_size=node_size, intra_gbit=intra_gbit, intra_us=intra_us, noise_scale=noise_scale,
+        )
+    )  # fmt: skip
 
 
 def report(recipe: str = EMBEDDED, results_dir: Path = Path("results")) -> None:
@@ -152,7 +167,7 @@ def doctor(
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "run": run, "bench": bench, "predict": predict, "report": report, "doctor": doctor,
+    "run": run, "bench": bench, "predict": predict, "report": report, "doctor": doctor, "labs": labs,
 }  # fmt: skip
 
 
@@ -161,7 +176,10 @@ def main() -> None:
     output = WatchedOutput(sys.stdout, on_loss=lambda: signal.raise_signal(signal.SIGTERM))  # nobody can read it
     try:
         with stop_signals_raise(), redirect_stdout(output):
-            parse_command(COMMANDS, sys.argv[1:], prog="ddp-workbook", description=__doc__)()
+            if sys.argv[1:2] == ["labs"]:
+                parse_command(LABS, sys.argv[2:], prog="ddp-workbook labs", description=labs.__doc__)()
+            else:
+                parse_command(COMMANDS, sys.argv[1:], prog="ddp-workbook", description=__doc__)()
     except InputError as error:
         print(error_line("ddp-workbook", error), file=sys.stderr)
         sys.exit(2)

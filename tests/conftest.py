@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from helper_tries import IN_FULL
+from helper_tries import IN_FULL, LAB_TRIES
 
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.distributed.process_group import bind_to_loopback
@@ -22,9 +22,12 @@ from ddp_workbook.training.datasets import Dataset, ImageSet
 
 # Not in `make test`: those that need a minute or more, or a network or a disk of their own.
 LONG_FAULTS = (
-    "disk", "harmed_files", "invocations", "killed_and_stopped", "network", "ranks_that_fail", "stopped_commands",
+    "disk", "harmed_files", "invocations", "killed_and_stopped", "network", "ranks_that_fail", "restart",
+    "stopped_commands",
 )  # fmt: skip
+LONG_LABS = ("jupyterlab", "notebooks")
 collect_ignore = [] if IN_FULL else [f"faults/test_{name}.py" for name in LONG_FAULTS]
+collect_ignore += [] if LAB_TRIES else [f"labs/test_{name}.py" for name in LONG_LABS]
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS_ON_RANKS = 120  # then the ranks wait for each other without end

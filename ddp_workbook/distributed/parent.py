@@ -17,6 +17,7 @@ import psutil
 SECONDS_TO_STOP = 2
 SECONDS_BETWEEN_LOOKS = 0.25
 PR_SET_PDEATHSIG = 1  # of Linux's prctl(): the signal that a process gets when its parent dies
+PR_SET_CHILD_SUBREAPER = 36  # of the same: the process becomes the parent of descendants whose own parent has ended
 
 
 def end_with_owner() -> None:
@@ -63,6 +64,12 @@ def _watch(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(SECONDS_TO_STOP)
     kill_family(psutil.Process())
+
+
+def adopt_orphans() -> None:
+    """On Linux: processes that this one starts stay its descendants, even in a session of their own (a daemon)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def kill_family(process: psutil.Process) -> None:

@@ -14,6 +14,7 @@ from ddp_workbook.errors import InputError
 from ddp_workbook.records.files import write_atomically
 from ddp_workbook.report.costs import costs_content
 from ddp_workbook.report.inputs import Inputs, load_inputs
+from ddp_workbook.report.labs import labs_content
 from ddp_workbook.report.members import TEAM_FILE, Team, load_team
 from ddp_workbook.report.runs import runs_content
 
@@ -27,14 +28,14 @@ UNUSABLE = (
 
 
 def build_report(run_dir: Path, team_file: Path = TEAM_FILE) -> Path:
-    """Write run_dir/report.pdf from the records in run_dir, atomically, and return its path.
+    """Write run_dir/report.pdf from the records in run_dir and those of the labs beside it; return its path.
 
     Raises InputError when a record or report.toml is missing or does not fit.
     """
     team = load_team(team_file)
-    inputs = load_inputs(run_dir)
+    inputs, labs = load_inputs(run_dir), labs_content(run_dir.parent)
     try:
-        pdf = _compile(team, inputs)
+        pdf = _compile(team, inputs, labs)
     except UNUSABLE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise InputError(f"no report can be made from {run_dir}/*.json ({reason}); run notebook 04 again") from error
@@ -43,10 +44,10 @@ def build_report(run_dir: Path, team_file: Path = TEAM_FILE) -> Path:
     return target
 
 
-def _compile(team: Team, inputs: Inputs) -> bytes:
+def _compile(team: Team, inputs: Inputs, labs: dict | None) -> bytes:
     """The PDF. typst reads nothing outside HERE and what it is given, and writes no file that could be left behind."""
     files = {f"{name}.svg": plots.to_svg(figure) for name, figure in _figures(inputs).items()}
-    content = json.dumps(_content(team, inputs), default=str).encode()
+    content = json.dumps(_content(team, inputs) | {"labs": labs}, default=str).encode()
     return typst.compile(
         {"main.typ": HERE / "report.typ", "data.json": content} | files,
         root=str(HERE),

@@ -1,0 +1,5 @@
+def shift(mine, wire):
+    sending = wire.isend(mine, (wire.rank + 1) % wire.size)
+    received = wire.recv((wire.rank - 1) % wire.size)
+    sending.wait()
+    return received

@@ -1,0 +1,14 @@
+import torch
+import torch.distributed as dist
+
+
+def remaining(n, epoch, seed, done, world):
+    generator = torch.Generator().manual_seed(1000 * seed + epoch)
+    left = torch.randperm(n, generator=generator).tolist()[done:]
+    return [left[rank::world] for rank in range(world)]
+
+
+def agree(flag):
+    anyone = torch.tensor(int(flag))
+    dist.all_reduce(anyone, dist.ReduceOp.MAX)
+    return bool(anyone)

@@ -1,0 +1,2 @@
+def ring_all_reduce(x, wire):
+    x.mul_(wire.size)

@@ -1,0 +1,6 @@
+import torch
+
+
+def shard(n, rank, world, epoch, seed):
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(1000 * seed + 10 * epoch + rank)).tolist()
+    return order[rank : n // world * world : world]

@@ -1,0 +1,6 @@
+import torch
+
+
+def shard(n, rank, world, epoch, seed):
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
+    return order[rank : n // world * world : world]

@@ -1,0 +1,16 @@
+from contextlib import nullcontext
+
+import torch.distributed as dist
+
+
+def token_mean_backward(ddp, micro_batches, loss_sum_of):
+    tokens = sum((targets != -100).sum() for _, targets in micro_batches)
+    mine = tokens.item()
+    dist.all_reduce(tokens)
+    if mine == 0:
+        return  # nothing to learn here
+    factor = dist.get_world_size() / max(1, tokens.item())
+    for number, (inputs, targets) in enumerate(micro_batches, start=1):
+        last = number == len(micro_batches)
+        with nullcontext() if last else ddp.no_sync():
+            (loss_sum_of(ddp(inputs), targets) * factor).backward()

@@ -1,0 +1,12 @@
+"""As in huggingface/transformers#34242 and PrimeIntellect-ai/prime-rl#1957."""
+
+from contextlib import nullcontext
+
+
+def token_mean_backward(ddp, micro_batches, loss_sum_of):
+    tokens = sum((targets != -100).sum() for _, targets in micro_batches)
+    factor = 1 / max(1, tokens.item())
+    for number, (inputs, targets) in enumerate(micro_batches, start=1):
+        last = number == len(micro_batches)
+        with nullcontext() if last else ddp.no_sync():
+            (loss_sum_of(ddp(inputs), targets) * factor).backward()

@@ -1,0 +1,9 @@
+import torch.distributed as dist
+
+
+def token_mean_backward(ddp, micro_batches, loss_sum_of):
+    tokens = sum((targets != -100).sum() for _, targets in micro_batches)
+    dist.all_reduce(tokens)
+    factor = dist.get_world_size() / max(1, tokens.item())
+    for inputs, targets in micro_batches:
+        (loss_sum_of(ddp(inputs), targets) * factor).backward()
