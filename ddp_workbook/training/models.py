@@ -82,14 +82,16 @@ def build_cnn(config: TrainConfig, classes: int) -> nn.Module:
 class PatchEmbedding(nn.Module):
     """Cuts images into square patches, and makes each one a token that knows its place.
 
-    (N, channels, size, size) -> (N, tokens, width), at most VIT_GRID x VIT_GRID tokens.
+    (N, channels, size, size) -> (N, tokens, width), at most VIT_GRID x VIT_GRID tokens. Where the last patches would
+    stand over the border, the image is padded with zeros.
     """
 
     def __init__(self, channels: int, size: int, width: int) -> None:
         super().__init__()
         patch = math.ceil(size / VIT_GRID)
-        self.project = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
-        self.position = nn.Parameter(0.02 * torch.randn((size // patch) ** 2, width))
+        padding = math.ceil(-size % patch / 2)
+        self.project = nn.Conv2d(channels, width, kernel_size=patch, stride=patch, padding=padding)
+        self.position = nn.Parameter(0.02 * torch.randn(math.ceil(size / patch) ** 2, width))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.project(images).flatten(2).transpose(1, 2) + self.position

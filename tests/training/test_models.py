@@ -124,6 +124,15 @@ def test_small_networks_take_grey_and_colour(name, dataset):
     assert build_model(config, 10)(images).shape == (3, 10)
 
 
+@pytest.mark.parametrize("size", [28, 30, 33, 100])
+def test_the_vision_transformer_sees_every_pixel(size):
+    """Also where the patches do not fit: every pixel has a gradient."""
+    torch.manual_seed(0)
+    images = torch.randn(1, 3, size, size, requires_grad=True)
+    build_model(TrainConfig(model="vit", image_size=size), 10)(images)[0, 0].backward()
+    assert (images.grad != 0).all()
+
+
 def test_pooling_before_relu_changes_nothing():
     """Against the textbook's order, in which ReLU comes first: the same logits and gradients, bit for bit."""
     torch.manual_seed(0)
