@@ -74,7 +74,7 @@ class TrainConfig:
     weight_decay: float = 5e-4
     """L2 penalty (adamw: decoupled decay), not applied to biases and normalization parameters."""
     dropout: float = 0.0
-    """Share of the hidden activations that mlp and cnn drop in training; a ResNet has none."""
+    """Share of the hidden activations that mlp and cnn drop in training; the other networks have no dropout."""
     label_smoothing: float = 0.1
     """Share of the target probability that is spread over all classes."""
     schedule: Literal["onecycle", "step", "constant"] = "onecycle"
