@@ -28,7 +28,7 @@ def course(request, tmp_path_factory):
 
 def test_the_cells_print_nothing_about_another_network(course):
     """Words of the cost model's other networks, and of the claims about DDP in general, excepted."""
-    model, folder = course
+    _, folder = course
     found = []
     for name in COURSE[1:]:
         for cell in nbformat.read(folder / "out" / name, as_version=4).cells:
