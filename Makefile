@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 OLDEST := .venv-oldest
 
-.PHONY: run test test-labs test-oldest test-faults bench notebooks lab-notebooks clean
+.PHONY: run test test-labs test-courses test-oldest test-faults bench notebooks lab-notebooks clean
 
 run: $(READY)
 	$(BIN)/ddp-workbook run --recipe $(RECIPE) --data-dir $(DATA)
@@ -22,6 +22,10 @@ test: $(READY)
 # Every answer to every lab, right and wrong; the lab notebooks; a lab in JupyterLab. LAB_TRIES=20 for 20 times each.
 test-labs: $(READY)
 	LAB_TRIES=$${LAB_TRIES:-1} $(BIN)/pytest tests/labs
+
+# The course on networks without BatchNorm, shortened: all four notebooks and the report of a ViT and of an LSTM.
+test-courses: $(READY)
+	$(BIN)/pytest tests/courses
 
 # The same tests on the oldest versions that pyproject.toml allows. With PYTHON=python3.11 it is the oldest of all.
 test-oldest: $(OLDEST)/ready

@@ -75,7 +75,7 @@ def bench(
         recipe: Named run. All processes live at once; a ResNet-50 takes 1 to 2 GB in each.
         process_counts: Numbers of processes to time.
         repeats: Rounds; in each of them every configuration takes its turn, with new weights.
-        steps: Optimizer steps of each configuration per round (default: 50, for a ResNet-50 2).
+        steps: Optimizer steps of each configuration per round (default: about half a second of them).
         epochs: Instead of steps: train this many whole epochs per round, and test.
         scaling: Strong: the recipe's global batch is split among the processes; weak: each process gets all of it.
         comm_hook: How gradients are all-reduced; shared-memory works on CPUs.

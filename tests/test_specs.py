@@ -38,9 +38,9 @@ def test_a_models_facts_are_those_of_its_network(name):
     assert min(spec.benchmark_steps, spec.sweep_steps) >= 1
 
 
-@pytest.mark.parametrize("name", [name for name, spec in DATASETS.items() if spec.source])
-def test_a_data_sets_source_is_in_the_reports_references(name):
-    assert re.search(rf"^{DATASETS[name].source}:", (HERE / "references.yml").read_text(), re.MULTILINE)
+@pytest.mark.parametrize("source", [spec.source for spec in (*DATASETS.values(), *MODELS.values()) if spec.source])
+def test_a_source_is_in_the_reports_references(source):
+    assert re.search(rf"^{source}:", (HERE / "references.yml").read_text(), re.MULTILINE)
 
 
 def test_every_model_and_every_data_set_has_a_recipe():

@@ -22,7 +22,7 @@ from ddp_workbook.analysis.speedup import (
 from ddp_workbook.analysis.statistics import SAMPLES_NEEDED, mcnemar, only_one_right, outermost
 from ddp_workbook.records.run import RunRecord
 from ddp_workbook.records.timing import BenchmarkRecord, Interval, StepBreakdown, StepTimes
-from ddp_workbook.specs import DATASETS
+from ddp_workbook.specs import DATASETS, MODELS
 
 RANKING_ERROR = 0.25  # mean size of the errors up to which a model is of use for ranking choices
 PLANNING_ERROR = 0.05  # and up to which also for planning
@@ -252,7 +252,7 @@ def read_accuracy(baseline: RunRecord, distributed: RunRecord) -> str:
         "There is one run of each kind. Another seed would change both accuracies, by an amount that one run each "
         "cannot show."
     ]
-    if DATASETS[baseline.dataset.name].images:  # the workbook's own data sets
+    if DATASETS[baseline.dataset.name].images and MODELS[baseline.config.model].chosen_on_test:
         hidden.append(
             "Parts of the recipe were chosen on these same test images (bench/README.md), so both accuracies look a "
             "little better than they are."

@@ -44,18 +44,25 @@ def test_the_worst_class_is_the_one_that_is_recognized_least():
     assert (summary.baseline.worst_class, summary.baseline.worst_class_accuracy) == ("one", 0.85)
 
 
-def test_a_ddp_process_holds_what_torch_allocates_for_it():
+@pytest.mark.parametrize(
+    ("name", "optimizer", "state"),
+    [("SGD", torch.optim.SGD, ["momentum_buffer"]), ("Adam or AdamW", torch.optim.AdamW, ["exp_avg", "exp_avg_sq"])],
+)
+def test_a_ddp_process_holds_what_torch_allocates_for_it(name, optimizer, state):
     """Against the tensors of a network that took a step, and of DDP's buckets: one more copy of the gradients."""
     model = torch.nn.Linear(1000, 2000)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    options = {"momentum": 0.9} if name == "SGD" else {}
+    optimizer = optimizer(model.parameters(), lr=0.1, **options)
     model(torch.ones(1, 1000)).sum().backward()
     optimizer.step()
     parameters = list(model.parameters())
-    tensors = [*parameters, *(p.grad for p in parameters), *(optimizer.state[p]["momentum_buffer"] for p in parameters)]
+    states = [optimizer.state[p][key] for p in parameters for key in state]
+    tensors = [*parameters, *(p.grad for p in parameters), *states]
     held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     rows = dict(memory_table(sum(p.numel() for p in parameters)))
-    buckets = held / 3
-    assert rows["together"] == f"{held / 2**20:.1f} MiB as here, with views; else {(held + buckets) / 2**20:.1f} MiB"
+    buckets = 4 * sum(p.numel() for p in parameters)
+    together = f"{held / 2**20:.1f} MiB with views, as here; else {(held + buckets) / 2**20:.1f} MiB"
+    assert rows[f"together, with {name}"] == together
     assert rows["weights, fp32: 4 bytes per parameter"] == f"{2_002_000 * 4 / 2**20:.1f} MiB"
     assert list(rows.values())[-2:] == ["30.5 MiB", "30.5 MiB / N"]  # 2,002,000 x 16 bytes
 

@@ -284,3 +284,9 @@ def test_a_users_own_images_were_not_tuned_on():
     runs, _ = two_runs(100, 90)
     own = [run.model_copy(update={"dataset": run.dataset.model_copy(update={"name": "imagefolder"})}) for run in runs]
     assert "bench/README.md" not in read_accuracy(*own)
+
+
+def test_settings_chosen_on_held_out_training_images_are_not_called_tuned_on_the_test_images():
+    runs, _ = two_runs(100, 90)
+    of_vit = [run.model_copy(update={"config": replace(run.config, model="vit", dropout=0.0)}) for run in runs]
+    assert "bench/README.md" not in read_accuracy(*of_vit)
