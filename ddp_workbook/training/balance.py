@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from statistics import median
 
+import torch
 from torch import nn
 from torch.nn import functional
 
@@ -26,7 +27,7 @@ from ddp_workbook.errors import InputError
 from ddp_workbook.specs import MODELS
 from ddp_workbook.training.loader import TrainLoader
 
-WARM_UP_STEPS, TIMED_STEPS = 3, 7
+WARM_UP_STEPS, TIMED_STEPS, TIMED_SECONDS = 3, 5, 2.0
 
 
 def split_batch(images: int, weights: Sequence[float], least: int = 1) -> list[int]:
@@ -64,20 +65,22 @@ def given_batch_sizes(config: TrainConfig, processes: int) -> list[int] | None:
 def measure_batch_sizes(model: nn.Module, loader: TrainLoader, config: TrainConfig, precision: Precision) -> list[int]:
     """Images of each rank in a batch, in proportion to its speed; the same on every rank. All ranks call it together.
 
-    A rank's speed is taken from the median time of a few forward and backward passes of config.batch_size images,
-    without communication, on a copy of the model: the model itself, its BatchNorm statistics too, stays as it is.
+    A rank's speed is taken from the median time of forward and backward with config.batch_size images, without
+    communication. All ranks compute for the same two seconds, as they do in training: those of one machine share its
+    memory. They use a copy of the model; the model itself, its BatchNorm statistics and the random state stay.
     """
     copy = deepcopy(unwrap(model)).train()
     images, labels = next(loader.epoch(1))[0]
-    times = []
-    for _ in range(WARM_UP_STEPS + TIMED_STEPS):
-        synchronize(loader.device)
-        start = time.perf_counter()
-        with precision.autocast():
-            loss = functional.cross_entropy(copy(images), labels, label_smoothing=config.label_smoothing)
-        loss.backward()
-        synchronize(loader.device)
-        times.append(time.perf_counter() - start)
+    times: list[float] = []
+    with torch.random.fork_rng([loader.device] if loader.device.type == "cuda" else []):
+        while len(times) < WARM_UP_STEPS + TIMED_STEPS or sum(times) < TIMED_SECONDS:
+            synchronize(loader.device)
+            start = time.perf_counter()
+            with precision.autocast():
+                loss = functional.cross_entropy(copy(images), labels, label_smoothing=config.label_smoothing)
+            loss.backward()
+            synchronize(loader.device)
+            times.append(time.perf_counter() - start)
     return _split(config, [1 / seconds for seconds in gather_objects(median(times[WARM_UP_STEPS:]))])
 
 
