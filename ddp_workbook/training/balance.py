@@ -66,8 +66,8 @@ def measure_batch_sizes(model: nn.Module, loader: TrainLoader, config: TrainConf
     """Images of each rank in a batch, in proportion to its speed; the same on every rank. All ranks call it together.
 
     A rank's speed is taken from the median time of forward and backward with config.batch_size images, without
-    communication. All ranks compute for the same two seconds, as they do in training: those of one machine share its
-    memory. They use a copy of the model; the model itself, its BatchNorm statistics and the random state stay.
+    communication. All ranks compute for the same two seconds, as in training: those of one machine share its memory.
+    They use a copy of the model; the model itself, its BatchNorm statistics and the random state stay as they are.
     """
     copy = deepcopy(unwrap(model)).train()
     images, labels = next(loader.epoch(1))[0]
