@@ -73,11 +73,11 @@ class TrainingState:
     epochs: int
     """Epochs of the whole run."""
     steps_per_epoch: int
-    batch_sizes: list[int] | None = None
-    """Images of each rank in a batch, where --balance splits them; None: config.batch_size on every rank."""
     epoch: int = 0
     partial: PartialEpoch = field(default_factory=PartialEpoch)
     history: list[EpochRecord] = field(default_factory=list)
+    batch_sizes: list[int] | None = None
+    """Images of each rank in a batch, where --balance splits them; None: config.batch_size on every rank."""
 
     @property
     def device(self) -> torch.device:
@@ -111,8 +111,9 @@ def build_state(config: TrainConfig, data: Dataset, world: World, device: torch.
     optimizer = build_optimizer(model, config, processes=world.size)  # its rate follows the global batch
     steps = steps_per_epoch(len(data.train), config, world)
     schedule = build_schedule(optimizer, config, steps)
-    precision, sizes = Precision.of(config, device), given_batch_sizes(config, world.size)
-    return TrainingState(model, optimizer, schedule, precision, config.epochs, steps, sizes)
+    state = TrainingState(model, optimizer, schedule, Precision.of(config, device), config.epochs, steps)
+    state.batch_sizes = given_batch_sizes(config, world.size)
+    return state
 
 
 def restart(state: TrainingState, config: TrainConfig, data: Dataset, world: World, seed: int) -> None:

@@ -137,7 +137,7 @@ def metrics_of_an_epoch(rank, ranks, sizes):
         model = MeteredDDP(small_model(), CPU, settings) if world.launched else small_model()
         optimizer = build_optimizer(model, settings, 1)
         schedule = build_schedule(optimizer, settings, loader.steps)
-        state = TrainingState(model, optimizer, schedule, FP32, settings.epochs, loader.steps, shares)
+        state = TrainingState(model, optimizer, schedule, FP32, settings.epochs, loader.steps, batch_sizes=shares)
         found.append(train_epoch(state, loader, settings))
     return found
 
