@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 OLDEST := .venv-oldest
 
-.PHONY: run test test-labs test-oldest test-faults bench notebooks clean
+.PHONY: run test test-labs test-oldest test-faults bench notebooks lab-notebooks clean
 
 run: $(READY)
 	$(BIN)/ddp-workbook run --recipe $(RECIPE) --data-dir $(DATA)
@@ -40,6 +40,10 @@ bench: $(READY)
 # After changing a notebook: run all four on their own defaults (CIFAR-10) and keep the outputs.
 notebooks: $(READY)
 	$(BIN)/ddp-workbook run --in-place
+
+# After changing a lab or its notebook: with stubs in the cells, and without your own answers and progress.
+lab-notebooks: $(READY)
+	$(BIN)/python -c 'from pathlib import Path; from ddp_workbook.course.runner import *; run_lab_notebooks(Path())'
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'

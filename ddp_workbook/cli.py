@@ -75,7 +75,7 @@ def bench(
         recipe: Named run. All processes live at once; a ResNet-50 takes 1 to 2 GB in each.
         process_counts: Numbers of processes to time.
         repeats: Rounds; in each of them every configuration takes its turn, with new weights.
-        steps: Optimizer steps of each configuration per round (default: 50, for a ResNet-50 3).
+        steps: Optimizer steps of each configuration per round (default: 50, for a ResNet-50 2).
         epochs: Instead of steps: train this many whole epochs per round, and test.
         scaling: Strong: the recipe's global batch is split among the processes; weak: each process gets all of it.
         comm_hook: How gradients are all-reduced; shared-memory works on CPUs.
@@ -103,23 +103,36 @@ def predict(
     latency_us: float,
     recipe: str = EMBEDDED,
     processes: int = 64,
+    node_size: int = 1,
+    intra_gbit: float | None = None,
+    intra_us: float | None = None,
+    noise_scale: float | None = None,
     price: float | None = None,
     results_dir: Path = Path("results"),
 ) -> None:
     """Predict speedup, duration and cost of a recipe on a network of machines like this one.
 
     Args:
-        bandwidth_gbit: Bandwidth of the network in Gbit/s.
+        bandwidth_gbit: Bandwidth of the network in Gbit/s; between nodes, if they have several processes.
         latency_us: Latency of one message in microseconds.
         recipe: Named run; notebook 04 must have measured it on this machine.
-        processes: Largest number of machines to predict for.
-        price: Price of one machine for an hour, in any currency; costs are then in that currency.
+        processes: Largest number of machines to predict for; with --node-size, of processes.
+        node_size: Processes of a node, each as fast as this machine's one process; they share the network.
+        intra_gbit: Bandwidth inside a node in Gbit/s.
+        intra_us: Latency of one message inside a node in microseconds.
+        noise_scale: Gradient noise scale in images, if you measured it: how many more epochs a larger batch needs.
+        price: Price of one machine (node) for an hour, in any currency; costs are then in that currency.
         results_dir: Folder that holds <recipe>/batch_sweep.json, and gets <recipe>/prediction.png.
     """
     from ddp_workbook.analysis.prediction import predict_network
 
     config = get_recipe(recipe)
-    print(predict_network(config, results_dir / recipe, bandwidth_gbit, latency_us, processes, price))
+    print(
+        predict_network(
+            config, results_dir / recipe, bandwidth_gbit, latency_us, processes, price,
+            node_size=node_size, intra_gbit=intra_gbit, intra_us=intra_us, noise_scale=noise_scale,
+        )
+    )  # fmt: skip
 
 
 def report(recipe: str = EMBEDDED, results_dir: Path = Path("results")) -> None:

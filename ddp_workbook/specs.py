@@ -28,7 +28,7 @@ class ModelSpec:
     batch_norm: bool = False
     """It has BatchNorm layers, so each rank normalizes with its own images."""
     benchmark_steps: int = 50
-    """Optimizer steps per benchmark round: enough for about a second on a CPU."""
+    """Optimizer steps per benchmark round: enough for about half a second on a CPU."""
     sweep_steps: int = 10
     """Optimizer steps per round of the batch-size sweep."""
 
@@ -54,7 +54,7 @@ class DatasetSpec:
 MODELS = {
     "resnet50": ModelSpec(
         label="ResNet-50", title="a ResNet-50", layers="torchvision's 50 layers, with a stem for small images",
-        colour="#882255", colour_images=True, dropout=False, batch_norm=True, benchmark_steps=3, sweep_steps=2,
+        colour="#882255", colour_images=True, dropout=False, batch_norm=True, benchmark_steps=2, sweep_steps=1,
     ),
     "mlp": ModelSpec(
         label="MLP", title="a multilayer perceptron", colour="#999933",

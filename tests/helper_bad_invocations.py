@@ -90,6 +90,7 @@ NUMBERS = {
 }  # fmt: skip
 CHOICES = ("model", "dataset", "optimizer", "schedule", "device", "backend", "precision", "comm-hook")
 NETWORK = ("predict", "--bandwidth-gbit", "1", "--latency-us", "5")
+INSIDE = ("--intra-gbit", "100", "--intra-us", "3")
 PICTURES = ("--recipe", "resnet50-imagefolder", "--data-dir", "pictures")
 
 FLAGS = [
@@ -163,6 +164,14 @@ COMMANDS = [
     course("predict: a latency below 0", *NETWORK[:4], "-5", answer="--latency-us must be above 0"),
     course("predict: a latency that is no number", *NETWORK[:4], "nan", answer="above 0"),
     course("predict: 0 machines", *NETWORK, "--processes", "0", answer="from 1 to"),
+    course("predict: nodes that do not fill", *NETWORK, "--node-size", "6", *INSIDE, answer="does not divide"),
+    course("predict: nodes of 0", *NETWORK, "--node-size", "0", answer="--node-size must be at least 1"),
+    course("predict: nodes without a link", *NETWORK, "--node-size", "8", answer="needs --intra-gbit"),
+    course("predict: a link without nodes", *NETWORK, *INSIDE, answer="give --node-size too"),
+    course("predict: a link inside with its unit", *NETWORK, "--node-size", "8", "--intra-gbit", "5Gbit",
+           answer="intra-gbit"),
+    course("predict: a link without its unit", "predict", "--bandwidth", "10", answer="bandwidth-gbit"),
+    course("predict: no noise", *NETWORK, "--noise-scale", "0", answer="--noise-scale must be above 0"),
     course("predict: a price below 0", *NETWORK, "--price", "-1", answer="at least 0"),
     course("predict: a recipe on your own images", *NETWORK, "--recipe", "resnet50-imagefolder", answer="is unknown"),
     course("predict: nothing measured", *NETWORK, "--recipe", "mlp-mnist", answer="run notebook 04"),

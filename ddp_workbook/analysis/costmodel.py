@@ -15,6 +15,7 @@ from statistics import fmean
 
 import numpy as np
 
+from ddp_workbook.analysis.clusters import BACKWARD_SHARE, Cluster, exposed_seconds, fill_buckets
 from ddp_workbook.analysis.fits import Link, all_reduce_error, fit_link, fit_step, predict_step
 from ddp_workbook.analysis.statistics import (
     jackknife_error,
@@ -220,7 +221,8 @@ class ModelCosts:
         self.rank = fit_step(images, [fmean(point.no_sync) for point in self.points], size, buckets)
         self._share, self._share_errors = exposed_share(self.points, sweep)
         machine = sweep.environment
-        self.cores = machine.cores // sweep.threads if machine.device == "cpu" else max(machine.accelerator_count, 1)
+        self.on_cpu = machine.device == "cpu"
+        self.cores = machine.cores // sweep.threads if self.on_cpu else max(machine.accelerator_count, 1)
 
     @property
     def exposed_share(self) -> Interval:
@@ -261,19 +263,27 @@ class ModelCosts:
             for point in self.points
         ]
 
-    def speedup_on_network(self, batch: int, processes: int, link: Link) -> float:
-        """Predicted speedup over one machine: machines like this one, one rank on all cores of each, split a batch.
+    def step_on_network(self, images: float, processes: int, network: Link | Cluster) -> float:
+        """Predicted seconds of a step of machines like this one, one rank on each, with `images` each.
 
-        Nothing is hidden here: what a network card and the cores can do at the same time was not measured.
+        On accelerators the all-reduces run beside backward, which fills its buckets evenly. On CPUs nothing is hidden:
+        what a network card and the cores can do at the same time was not measured.
         """
-        return self.serial.seconds(batch) / predict_step(self.serial, batch / processes, link, processes)
+        seconds = self.serial.seconds(images)
+        backward = 0.0 if self.on_cpu else BACKWARD_SHARE * seconds
+        buckets = fill_buckets([(self.serial.gradient_bytes, 1.0)], backward, self.serial.buckets)
+        return seconds + exposed_seconds(buckets, network, processes)
 
-    def weak_speedup_on_network(self, batch: int, processes: int, link: Link) -> float:
+    def speedup_on_network(self, batch: int, processes: int, network: Link | Cluster) -> float:
+        """Predicted speedup over one machine, where N machines split a batch (strong scaling)."""
+        return self.serial.seconds(batch) / self.step_on_network(batch / processes, processes, network)
+
+    def weak_speedup_on_network(self, batch: int, processes: int, network: Link | Cluster) -> float:
         """Predicted throughput of N machines with a whole batch each, over that of one: N T(1, batch) / T(N, N batch).
 
-        Divided by N it is the weak-scaling efficiency as DDP users state it. Nothing is hidden here either.
+        Divided by N it is the weak-scaling efficiency as DDP users state it.
         """
-        return processes * self.serial.seconds(batch) / predict_step(self.serial, batch, link, processes)
+        return processes * self.serial.seconds(batch) / self.step_on_network(batch, processes, network)
 
 
 def serial_share(costs: ModelCosts, batch: int) -> float:

@@ -27,7 +27,7 @@ class Link:
     latency: float
     bandwidth: float
 
-    def all_reduce(self, size: int, processes: int, buckets: int = 1) -> float:
+    def all_reduce(self, size: float, processes: int, buckets: int = 1) -> float:
         """Seconds to all-reduce `size` bytes over the processes, split into `buckets` all-reduces one after another."""
         messages = 2 * (processes - 1)
         return messages / processes * size / self.bandwidth + buckets * messages * self.latency

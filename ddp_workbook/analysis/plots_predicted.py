@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ddp_workbook.analysis import costmodel
+from ddp_workbook.analysis.clusters import Cluster, unit_of, whole_nodes
 from ddp_workbook.analysis.costmodel import (
     FEWEST_IMAGES,
     SETTLED_WIDTH,
@@ -181,24 +182,24 @@ def _verdict(predicted: float, measured: Interval) -> str:
     return f"too {'low' if predicted < measured.value else 'high'} by {size}"
 
 
-def predicted_on_network(costs: ModelCosts, batch: int, link: Link, processes: int, title: str) -> Figure:
+def predicted_on_network(costs: ModelCosts, batch: int, network: Link | Cluster, processes: int, title: str) -> Figure:
     """Predicted speedup on a network of machines like this one, over one of them with one batch; and Amdahl's curve.
 
     Strong scaling splits the batch, down to FEWEST_IMAGES a machine; weak scaling gives every machine a whole one.
     """
     figure, axes = new_figure(1, 1, height=3.9)
     ax = axes[0, 0]
-    counts = np.unique(np.geomspace(1, processes, 40).round().astype(int))
+    counts = np.array(whole_nodes(np.geomspace(1, processes, 40).round().astype(int), network))
     split = counts[batch / counts >= FEWEST_IMAGES] if batch >= FEWEST_IMAGES else counts[:1]
-    strong = np.array([costs.speedup_on_network(batch, int(count), link) for count in split])
-    weak = np.array([costs.weak_speedup_on_network(batch, int(count), link) for count in counts])
+    strong = np.array([costs.speedup_on_network(batch, int(count), network) for count in split])
+    weak = np.array([costs.weak_speedup_on_network(batch, int(count), network) for count in counts])
     share = costmodel.serial_share(costs, batch)
     amdahl = costmodel.amdahl(share, split)
     ax.plot(split, strong, color=ORANGE)
     ax.plot(counts, weak, color=ORANGE, linestyle="--")
     ax.plot(split, amdahl, color=GREY, linestyle=":")
     ax.plot(counts, counts, color=GREY, linewidth=1)
-    _machine_axis(ax, processes, strong.min())
+    _machine_axis(ax, processes, strong.min(), unit_of(network))
     if split[-1] < processes:
         ax.axvspan(split[-1], processes, color=GREY, alpha=0.1, linewidth=0)
         ax.text(processes, ax.get_ylim()[0], f"split batch: fewer than {FEWEST_IMAGES} images each ", fontsize=8,
@@ -207,18 +208,18 @@ def predicted_on_network(costs: ModelCosts, batch: int, link: Link, processes: i
         "ideal": counts[-1], "predicted, a whole batch each (weak)": weak[-1],
         f"Amdahl, serial share {percent(share)}": amdahl[-1], "predicted, batch split (strong)": strong[-1],
     })  # fmt: skip
-    ends = f"{strong[-1]:.2g} when {split[-1]} machines split the batch, "
+    ends = f"{strong[-1]:.2g} when {split[-1]} {unit_of(network)} split the batch, "
     ends += f"{weak[-1]:.2g} when {counts[-1]} have a whole batch each"
     title = title if title.lower().startswith("predicted") else f"Predicted: {title}"
     set_finding(figure, f"{title[0].upper()}{title[1:]}. Speedup {ends}")
     return figure
 
 
-def _machine_axis(ax: Axes, processes: int, lowest: float) -> None:
+def _machine_axis(ax: Axes, processes: int, lowest: float, unit: str) -> None:
     """Powers of two on both axes."""
     ticks = [2**power for power in range(processes.bit_length())]
     below = range(int(np.floor(np.log2(min(lowest, 1.0)))), 0)
-    ax.set(xscale="log", yscale="log", xlabel="machines", ylabel="predicted speedup over one machine")
+    ax.set(xscale="log", yscale="log", xlabel=unit, ylabel="predicted speedup over one machine")
     ax.set_xticks(ticks, labels=[str(tick) for tick in ticks])
     ax.set_yticks([*(2.0**power for power in below), *ticks])
     ax.set_yticklabels([*(f"1/{2**-power}" for power in below), *map(str, ticks)])

@@ -10,5 +10,6 @@ import signal
 from ddp_workbook.distributed.parent import end_with_parent
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # the stop button is for the notebook; later the server does so itself
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see processes.prepare()
 atexit.register(os._exit, 0)  # when nobody needs it any more
 end_with_parent(os.getppid())

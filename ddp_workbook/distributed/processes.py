@@ -43,6 +43,24 @@ def process_context() -> BaseContext:
     return context
 
 
+def prepare() -> None:
+    """Start the server of process_context() in the background, so that the first processes need not wait for it.
+
+    SIGINT is blocked meanwhile: the server inherits that, until it ignores the signal by itself (fork_server.py).
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return
+    from multiprocessing import forkserver, resource_tracker  # cannot be imported everywhere
+
+    process_context()
+    resource_tracker.ensure_running()  # else the server starts it, which unblocks SIGINT
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 @contextmanager
 def started(
     target: Callable[..., None], arguments: Sequence[tuple], seconds_to_stop: float, duplex: bool = True
@@ -53,6 +71,7 @@ def started(
     `seconds_to_stop` to end by themselves, then they are killed. After an error in the block, and when this process
     ends inside it, they are killed at once.
     """
+    prepare()
     context = process_context()
     pipes: list[Connection] = []
     workers: list[BaseProcess] = []

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from ddp_workbook.errors import InputError
+
+if TYPE_CHECKING:
+    from ddp_workbook.labs.desk import Desk
 
 Name = Annotated[str, tyro.conf.Positional]
 
@@ -16,9 +19,8 @@ Name = Annotated[str, tyro.conf.Positional]
 def status() -> None:
     """Show the board: for each lab its state, tries, hints and minutes."""
     from ddp_workbook.labs import progress
-    from ddp_workbook.labs.desk import Desk, workbook_folder
 
-    print(progress.board(progress.load(Desk(workbook_folder()).record)))
+    print(progress.board(progress.load(_desk().record)))
 
 
 def check(target: Annotated[str | None, tyro.conf.Positional] = None, output: Path = Path("labs_checked")) -> None:
@@ -42,10 +44,9 @@ def check(target: Annotated[str | None, tyro.conf.Positional] = None, output: Pa
 
 def _check_own(names: list[str], asked: bool) -> bool:
     from ddp_workbook.labs import catalogue
-    from ddp_workbook.labs.desk import Desk, workbook_folder
-    from ddp_workbook.labs.notebook import try_answer
+    from ddp_workbook.labs.verdict import CannotJudge
 
-    desk, answers = Desk(workbook_folder()), {}
+    desk, answers = _desk(), {}
     for lab in map(catalogue.find, names):
         source = desk.read(lab)
         if source is not None:
@@ -54,20 +55,23 @@ def _check_own(names: list[str], asked: bool) -> bool:
             raise InputError(f"{desk.path(lab)} does not exist; ddp-workbook labs reset {lab.name} puts the stub there")
     if not answers:
         raise InputError(f"there is no answer in {desk.answers} yet; ddp-workbook labs reset NAME puts a stub there")
-    right = True
+    all_right = True
     for lab, source in answers.items():
-        said = try_answer(desk, lab, source)
+        try:
+            verdict = desk.attempt(lab, source)
+            said, right = desk.describe(lab, verdict, hint=f"ddp-workbook labs hint {lab.name}"), verdict.solved
+        except CannotJudge as error:
+            said, right = str(error), False
         print(said, flush=True)
-        right = right and ": solved (" in said
-    return right
+        all_right = all_right and right
+    return all_right
 
 
 def hint(name: Name) -> None:
     """Show the next hint of a lab; each further one needs another try first."""
     from ddp_workbook.labs import catalogue, progress
-    from ddp_workbook.labs.desk import Desk, workbook_folder
 
-    print(progress.next_hint(Desk(workbook_folder()).record, catalogue.find(name)))
+    print(progress.next_hint(_desk().record, catalogue.find(name)))
 
 
 def solution(name: Name, give_up: bool = False) -> None:
@@ -77,19 +81,23 @@ def solution(name: Name, give_up: bool = False) -> None:
         give_up: Show it before the lab is solved; the record says so.
     """
     from ddp_workbook.labs import catalogue
-    from ddp_workbook.labs.desk import Desk, workbook_folder
 
-    print(Desk(workbook_folder()).solution(catalogue.find(name), give_up))
+    print(_desk().solution(catalogue.find(name), give_up))
 
 
 def reset(name: Name) -> None:
     """Put the stub back as labs/answers/<lab>.py; the old answer is kept beside it."""
     from ddp_workbook.labs import catalogue
-    from ddp_workbook.labs.desk import Desk, workbook_folder
 
-    lab, desk = catalogue.find(name), Desk(workbook_folder())
+    lab, desk = catalogue.find(name), _desk()
     kept = desk.reset(lab)
     print(f"{desk.path(lab)} holds the stub" + (f"; your old answer is in {kept}" if kept else ""))
+
+
+def _desk() -> Desk:
+    from ddp_workbook.labs.desk import Desk, workbook_folder  # here and above: --help need not wait for torch
+
+    return Desk(workbook_folder())
 
 
 COMMANDS = {"status": status, "check": check, "hint": hint, "solution": solution, "reset": reset}

@@ -8,6 +8,7 @@ from ddp_workbook.errors import InputError
 from ddp_workbook.labs import catalogue, progress
 from ddp_workbook.labs.answer import Answer
 from ddp_workbook.labs.lab import Lab, Verdict, judge
+from ddp_workbook.labs.verdict import NOT_SOLVED, CannotJudge
 from ddp_workbook.records.files import save_text, sha256
 
 LARGEST_ANSWER = 100_000  # characters
@@ -23,7 +24,7 @@ def workbook_folder(start: Path | None = None) -> Path:
 
 
 class Desk:
-    """The answers and the progress of one reader."""
+    """The answers and the progress of one reader, in the workbook's folder."""
 
     def __init__(self, folder: Path) -> None:
         self.answers, self.record = folder / "labs" / "answers", folder / "results" / "labs.json"
@@ -45,19 +46,33 @@ class Desk:
     def attempt(self, lab: Lab, source: str) -> Verdict:
         """Save the answer, judge it, and write down the verdict. A stub is neither saved over an answer nor counted.
 
-        Raises InputError for an answer that is too long, CannotJudge without counting a try.
+        Raises InputError for an answer that is too long, CannotJudge, which says so, without counting a try.
         """
         check_length(source)
         progress.load(self.record)  # a record that cannot be read is refused before the work
         if _same(source, catalogue.stub(lab)):
             if self.read(lab) is None:
                 save_text(source, self.path(lab))
-            return Verdict(False, "not-solved", "not solved yet", 0.0)
+            return Verdict(False, NOT_SOLVED, "not solved yet", 0.0)
         save_text(source, self.path(lab))
         answer = self.answer(lab, source)
-        verdict = judge(lab, answer)
+        try:
+            verdict = judge(lab, answer)
+        except CannotJudge as error:
+            raise CannotJudge(f"{lab.name}: not judged, and not counted as a try: {error}") from error
         progress.add_try(self.record, lab, answer, verdict)
         return verdict
+
+    def describe(self, lab: Lab, verdict: Verdict, hint: str) -> str:
+        """What to say of a try. `hint`: how the reader asks for one."""
+        row = progress.lab_row(lab, self.record)
+        if verdict.diagnosis == NOT_SOLVED:
+            return f"{lab.name}: {verdict.message}"
+        if verdict.solved:
+            lent = f" The reference solution stood in for {', '.join(row.lent)}." if row.lent else ""
+            return f"{lab.name}: {verdict.message}.{lent}"
+        stuck = "" if row.state != "tried" or row.hints else f"\nStuck? {hint}"
+        return f"{lab.name}: not right yet. {verdict.message}{stuck}"
 
     def answer(self, lab: Lab, source: str) -> Answer:
         """The answer with the earlier ones that it may use.
@@ -75,7 +90,7 @@ class Desk:
     def solution(self, lab: Lab, give_up: bool) -> str:
         """The reference solution. Raises InputError before the lab is solved, unless the reader gives up."""
         if not give_up and progress.lab_row(lab, self.record).state not in ("solved", "gave up"):
-            raise InputError(f"{lab.name} is not solved yet; say that you give up to see the solution")
+            raise InputError(f"{lab.name} is not solved yet; to see its solution, give up (give_up=True, or --give-up)")
         progress.give_up(self.record, lab)
         return catalogue.solution(lab)
 

@@ -101,9 +101,7 @@ class LedgerGroup(dist.ProcessGroup):
         if entry.name in ("send", "recv"):
             return
         self.collectives += 1
-        mine = (
-            entry.name if entry.name in ("gather", "scatter", "all_to_all") else f"{entry.name} of {entry.bytes} bytes"
-        )
+        mine = entry.name if entry.name in UNEQUAL else f"{entry.name} of {entry.bytes} bytes"
         first = self.store.compare_set(str(self.collectives), "", mine).decode()
         if first != mine:
             phase = f"{entry.phase}: " if entry.phase else ""

@@ -6,38 +6,28 @@ from collections.abc import Callable
 
 from IPython.core.interactiveshell import InteractiveShell
 
+from ddp_workbook.distributed import processes
 from ddp_workbook.errors import InputError
 from ddp_workbook.labs import catalogue, progress
 from ddp_workbook.labs.desk import Desk, workbook_folder
-from ddp_workbook.labs.lab import Lab
 from ddp_workbook.labs.verdict import CannotJudge
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """%load_ext ddp_workbook.labs.notebook"""
+    processes.prepare()
     shell.register_magic_function(_lab, magic_kind="cell", magic_name="lab")
     shell.push({"hint": hint, "solution": solution, "status": status})
 
 
 def _lab(line: str, cell: str) -> None:
     """%%lab NAME: save the cell as the answer of this lab, and judge it."""
-    _say(lambda: try_answer(_desk(), catalogue.find(line.strip()), cell))
 
+    def verdict() -> str:
+        desk, lab = _desk(), catalogue.find(line.strip())
+        return desk.describe(lab, desk.attempt(lab, cell), hint=f"hint({lab.name!r})")
 
-def try_answer(desk: Desk, lab: Lab, source: str) -> str:
-    """Judge the answer; what to say of it."""
-    try:
-        verdict = desk.attempt(lab, source)
-    except CannotJudge as error:
-        return f"{lab.name}: not judged, and not counted as a try: {error}"
-    if verdict.diagnosis == "not-solved":
-        return f"{lab.name}: {verdict.message}"
-    row = progress.lab_row(lab, desk.record)
-    if verdict.solved:
-        lent = f" The reference solution stood in for {', '.join(row.lent)}." if row.lent else ""
-        return f"{lab.name}: {verdict.message}.{lent}"
-    hint = "" if row.state != "tried" or row.hints else f"\nStuck? hint({lab.name!r})"
-    return f"{lab.name}: not right yet. {verdict.message}{hint}"
+    _say(verdict)
 
 
 def hint(name: str) -> None:
@@ -62,5 +52,5 @@ def _desk() -> Desk:
 def _say(text: Callable[[], str]) -> None:
     try:
         print(text())
-    except InputError as error:
+    except (InputError, CannotJudge) as error:
         print(error)

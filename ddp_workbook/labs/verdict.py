@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+NOT_SOLVED = "not-solved"  # the diagnosis of a stub
+
 
 class Wrong(Exception):
     """An answer is wrong. `diagnosis` names the mistake in a word, for records and tests; `message` is for the reader.

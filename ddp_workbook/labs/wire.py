@@ -57,6 +57,8 @@ class _Message:
     starts: int
     arrives: int = 0
     """Steps; 0 until the receiver has taken it."""
+    waited_for: bool = False
+    """By its sender."""
 
 
 class Sending:
@@ -68,6 +70,7 @@ class Sending:
     def wait(self) -> None:
         """Return when the receiver has taken the message."""
         wire, message = self._wire, self._message
+        message.waited_for = True
         wire._simulation.pause(wire.rank, lambda: message.arrives > 0, f"waits to send to {message.to}")
         wire.meter.steps = max(wire.meter.steps, message.arrives)
 
@@ -133,6 +136,7 @@ class Simulation:
         self._ranks = [_Rank() for _ in range(size)]
         self._back = threading.Semaphore(0)
         self._queues: dict[tuple[int, int], list[_Message]] = {}
+        self.messages: list[_Message] = []
         self._stopping = False
 
     def run(self, function: Callable[[Wire], object]) -> list[object]:
@@ -193,6 +197,7 @@ class Simulation:
     def post(self, message: _Message) -> None:
         """Put a message on the link."""
         self._queues.setdefault((message.source, message.to), []).append(message)
+        self.messages.append(message)
         if sum(wire.meter.messages for wire in self.wires) > MOST_MESSAGES:
             raise RuntimeError(f"more than {MOST_MESSAGES} messages: does a loop never end?")
         self.pause(message.source)

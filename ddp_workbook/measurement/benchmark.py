@@ -55,7 +55,7 @@ def _rates(step: Callable[[], object], images: int, device: torch.device) -> Int
 
 
 def steps_per_round(model: str) -> int:
-    """Optimizer steps that make a configuration's part of a round last about a second on a CPU."""
+    """Optimizer steps that make a configuration's part of a round last about half a second on a CPU."""
     return MODELS[model].benchmark_steps
 
 

@@ -10,6 +10,7 @@ from helper_records import make_benchmark, make_breakdown, make_run, make_sweep
 from matplotlib.text import Text
 
 from ddp_workbook.analysis import plots, plots_cost, plots_ring, plots_speed, plots_style
+from ddp_workbook.analysis.clusters import Cluster
 from ddp_workbook.analysis.costmodel import Link, ModelCosts
 from ddp_workbook.analysis.speedup import speedup_table
 from ddp_workbook.errors import InputError
@@ -41,6 +42,9 @@ FIGURES = {
     "predicted here": lambda: plots_cost.predicted_here(make_sweep(), "mlp", 64, [(2, Interval(0.9, 0.8, 1.1))]),
     "predicted on a network": lambda: plots_cost.predicted_on_network(
         ModelCosts(make_sweep(), "mlp"), 64, Link(5e-5, 1e9), 16, "predicted: a recipe"
+    ),
+    "predicted on a cluster": lambda: plots_cost.predicted_on_network(
+        ModelCosts(make_sweep(), "mlp"), 64, Cluster(6, Link(3e-6, 4e10), Link(5e-5, 1e9)), 96, "predicted: a recipe"
     ),
     "one machine": lambda: plots_cost.predicted_on_network(
         ModelCosts(make_sweep(), "mlp"), 64, Link(5e-5, 1e9), 1, "predicted: a recipe"

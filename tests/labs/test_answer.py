@@ -23,6 +23,7 @@ def test_helpers_of_earlier_answers_do_not_meet():
         ("def f(): pass\nraise ValueError('bad')", "error", r"ValueError: bad \(your line 2: raise ValueError"),
         ("import nothing_of_this_name\ndef f(): pass", "error", "ModuleNotFoundError"),
         ("raise NotImplementedError\ndef f(): pass", "not-solved", "not solved yet"),
+        ("raise NotImplementedError('no such op')\ndef f(): pass", "error", "NotImplementedError: no such op"),
         ("import sys\nsys.exit(1)", "exit", r"sys\.exit \(your line 2"),
         ("\0", "error", "null bytes"),
     ],

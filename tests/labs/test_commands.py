@@ -7,6 +7,7 @@ import pytest
 
 from ddp_workbook import cli
 from ddp_workbook.labs import catalogue, submissions
+from ddp_workbook.labs.verdict import CannotJudge
 
 LAB = catalogue.LABS[0]
 OWN = "def shift(mine, wire):\n    return mine\n"
@@ -68,6 +69,26 @@ def test_bad_input_is_refused_in_one_line(workbook, refuse, arguments, message):
     assert code == 2
     assert message in said
     assert len(said.strip().splitlines()) == 1
+
+
+def test_an_answer_cannot_talk_itself_into_exit_code_0(workbook, call):
+    answer = workbook / "labs" / "answers" / f"{LAB.name}.py"
+    answer.parent.mkdir(parents=True)
+    answer.write_text(f"print('{LAB.name}: solved (')\ndef shift(mine, wire):\n    raise ValueError(': solved (')\n")
+    code, said = call("check", LAB.name)
+    assert code == 1 and "not right yet" in said
+
+
+def test_a_judge_that_cannot_run_is_exit_code_1(workbook, call, monkeypatch):
+    call("reset", LAB.name)
+    (workbook / "labs" / "answers" / f"{LAB.name}.py").write_text(OWN)
+    monkeypatch.setattr("ddp_workbook.labs.lab.team.run", refuse_to_run)
+    code, said = call("check")
+    assert (code, said) == (1, f"{LAB.name}: not judged, and not counted as a try: no port is free\n")
+
+
+def refuse_to_run(*_):
+    raise CannotJudge("no port is free")
 
 
 def notebook(*cells):

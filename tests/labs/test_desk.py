@@ -11,7 +11,6 @@ from ddp_workbook.analysis.lab_progress import row
 from ddp_workbook.errors import InputError
 from ddp_workbook.labs import catalogue, desk, progress
 from ddp_workbook.labs.lab import Verdict
-from ddp_workbook.labs.notebook import try_answer
 from ddp_workbook.labs.verdict import CannotJudge
 from ddp_workbook.records.labs import LabEvent, LabHistory
 
@@ -23,6 +22,11 @@ SOLVED, WRONG = Verdict(True, "solved", "solved (5 comparisons)", 0.5), Verdict(
 @pytest.fixture
 def at_desk(tmp_path):
     return desk.Desk(tmp_path)
+
+
+def try_answer(at_desk, lab, source):
+    """The answer judged, and what is said of it."""
+    return at_desk.describe(lab, at_desk.attempt(lab, source), hint=f"hint({lab.name!r})")
 
 
 @pytest.fixture
@@ -54,7 +58,8 @@ def test_a_stub_is_no_try_and_never_replaces_an_answer(at_desk, verdicts):
 
 def test_a_judge_that_cannot_run_counts_no_try(at_desk, verdicts):
     verdicts[0].append(CannotJudge("no port is free"))
-    assert "not judged, and not counted as a try: no port is free" in try_answer(at_desk, LAB, "def shift(): pass")
+    with pytest.raises(CannotJudge, match="shift: not judged, and not counted as a try: no port is free"):
+        at_desk.attempt(LAB, "def shift(): pass")
     row = progress.lab_row(LAB, at_desk.record)
     assert (row.state, row.tries) == ("open", 0)
 

@@ -75,11 +75,13 @@ def _overlap(rank: Rank) -> None:
     net(torch.randn(4, LAYERS[0])).square().mean().backward()
     during, last = len(log.entries), list(called)[-1]
     buckets.finish()
-    log.take()
+    after = len(log.take()) - during
     if not during:
         raise Wrong(
             "no-overlap",
-            f"right, but none of {expected} collectives was called during backward(), all of them after it",
+            f"the values are right; next step: with cap_bytes={LAYERS_CAP} this module has {expected} buckets, and the "
+            f"collective of each should be called in backward(), when its last gradient comes. You called {after} "
+            f"collective(s), all after backward()",
         )
     if not called[last]:
         raise Wrong(
@@ -90,8 +92,9 @@ def _overlap(rank: Rank) -> None:
     if called[last] < expected - 1:
         raise Wrong(
             "late",
-            f"right, but when the last gradient, {last}, came, {called[last]} collectives had been called; "
-            f"{expected - 1} buckets were complete",
+            f"the values are right, but when the last gradient, {last}, came, {called[last]} collectives had been "
+            f"called; {expected - 1} buckets were complete. Or do your buckets end at other gradients? A new one "
+            f"begins before cap_bytes={LAYERS_CAP} would be exceeded",
         )
 
 
@@ -132,7 +135,12 @@ def _compare_plan(entries: Sequence[Entry], module: nn.Module, cap: int) -> None
             f"{words} a step has {len(entries)} collectives of {[entry.bytes for entry in entries]} bytes, expected: "
             f"{expected}",
         )
-    largest = max(entry.bytes for entry in entries)
+    sizes_sent = [entry.bytes for entry in entries]
+    if sorted(sizes_sent) != sorted(expected) and max(sizes_sent) <= max(cap, *sizes):
+        raise Wrong(
+            "other-buckets", f"{words} the collectives of a step have {sizes_sent} bytes, the rule gives {expected}"
+        )
+    largest = max(sizes_sent)
     if largest > max(cap, *sizes):
         raise Wrong("too-large", f"{words} a collective has {largest} bytes; the largest parameter has {max(sizes)}")
 

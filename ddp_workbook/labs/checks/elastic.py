@@ -100,7 +100,9 @@ def _check_against(lists: list, visited: list[int], from_start: list, n: int, wo
     if not again:
         return
     if [list(mine) for mine in lists] == [list(mine) for mine in from_start]:
-        raise Wrong("starts-over", f"{words}: they begin the epoch anew, and visit {len(visited)} samples twice")
+        raise Wrong(
+            "starts-over", f"{words}: they start the epoch from the beginning, and visit {len(visited)} samples twice"
+        )
     never = n - len(set(visited) | {sample for mine in lists for sample in mine}) - (n - len(visited)) % len(lists)
     count = f"sample {again[0]} comes again, {len(again)} in all"
     if never > 0:

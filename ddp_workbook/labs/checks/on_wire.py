@@ -21,6 +21,13 @@ def simulate(
         results = simulation.run(function)
     except RankFailed as failed:
         raise failed.error from None
+    for message in simulation.messages:
+        if not message.waited_for:
+            raise Wrong(
+                "not-waited",
+                f"rank {message.source} of {size} began to send to rank {message.to} with isend() and returned without "
+                f"wait(): the other one may not have the tensor yet, and its memory may change before",
+            )
     return results, [wire.meter for wire in simulation.wires]
 
 

@@ -133,7 +133,8 @@ def _compare(tensors: list[Tensor], results: list[object], meters: list[Meter], 
     if complete.all():
         raise Wrong(
             "overwritten",
-            f"{words}: every chunk was summed up on some rank. Then element {element} of rank {rank} became: {found}. "
+            f"{words}: every chunk was summed up on some rank. "
+            f"Yet in the end element {element} on rank {rank} has: {found}. "
             f"Which chunk is complete on which rank after the first half, and which one does each pass on first?",
         )
     raise Wrong("miscounted", f"{words}: element {element} on rank {rank}: {found}")

@@ -39,7 +39,12 @@ def properties(rank: Rank) -> int:
 def _check_shards(shards: list, n: int, world: int, words: str) -> None:
     """Disjoint, equally long, complete up to the remainder."""
     for number, each in enumerate(shards):
-        if not all(isinstance(sample, int) and 0 <= sample < n for sample in each):
+        kinds = {type(sample).__name__ for sample in each if not isinstance(sample, int)}
+        if kinds:
+            raise Wrong(
+                "no-samples", f"{words}: rank {number} got objects of type {', '.join(sorted(kinds))}; return ints"
+            )
+        if not all(0 <= sample < n for sample in each):
             raise Wrong(
                 "no-samples", f"{words}: rank {number} got {list(each)[:5]}; samples are whole numbers below {n}"
             )
@@ -62,7 +67,7 @@ def _check_shards(shards: list, n: int, world: int, words: str) -> None:
         raise Wrong(
             "unequal",
             f"{words}: rank {longest} has {max(lengths)} samples, another one {min(lengths)}: in the last step "
-            f"it would wait for the others for good",
+            f"it would wait for the others forever",
         )
     if lengths[0] != n // world:
         raise Wrong("incomplete", f"{words}: each rank got {lengths[0]} samples; there are enough for {n // world}")

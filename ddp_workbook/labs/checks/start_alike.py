@@ -22,6 +22,7 @@ class Net(nn.Module):
         self.tied = nn.Linear(7, 5, bias=False)
         self.tied.weight = self.last.weight
         self.turned = nn.Parameter(torch.randn(4, 3).t())
+        self.register_buffer("scratch", torch.zeros(2), persistent=False)  # not in state_dict()
 
 
 def alike(rank: Rank) -> int:
@@ -36,7 +37,7 @@ def _alike_from(source: int, rank: Rank) -> None:
     net = Net()
     for buffer in net.buffers():
         buffer.copy_(torch.randint(1, 100, buffer.shape) + rank.rank)
-    before = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
+    before = {name: tensor.detach().clone() for name, tensor in _named(net).items()}
     originals = rank.gather({name: tensor.tolist() for name, tensor in before.items()})[source]
     objects = {name: id(tensor) for name, tensor in _named(net).items()}
     rank.names["start_alike"](net, source)
@@ -45,7 +46,7 @@ def _alike_from(source: int, rank: Rank) -> None:
         raise Wrong(
             "replaced", f"{words}: tensors were replaced by new ones; an optimizer would go on with the old ones"
         )
-    now = net.state_dict()
+    now = _named(net)
     wrong = [name for name in now if now[name].tolist() != originals[name]]
     unchanged = [name for name in wrong if torch.equal(now[name], before[name])]
     if unchanged and len(unchanged) == len(now) - _same_before(before, originals):

@@ -12,7 +12,8 @@ class Buckets:
 
         Parameters go into buckets in the reverse order of module.parameters(), without those that are frozen. A new
         bucket begins where the next gradient would make the present one larger than cap_bytes; so a gradient that is
-        larger is alone in its bucket. There is one all_reduce per bucket, and each gradient is in one bucket.
+        larger is alone in its bucket. (DDP's own buckets end with the gradient that fills them.) There is one
+        all_reduce per bucket, and each gradient is in one bucket.
         """
         raise NotImplementedError
 

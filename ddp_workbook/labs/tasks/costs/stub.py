@@ -1,8 +1,5 @@
 def server(x, wire):
-    """Sum x over all ranks, in place, by a server: rank 0 receives every other rank's x, and sends the sum to each.
-
-    x: a tensor of any shape. The interface of `wire` is that of the lab shift.
-    """
+    """Sum x over all ranks, in place, by a server: rank 0 receives every other x, then sends the sum. wire: lab 1."""
     raise NotImplementedError
 
 
@@ -18,16 +15,14 @@ def tree(x, wire):
 def cost(kind, n, nbytes):
     """What a sum of tensors of `nbytes` bytes over n ranks costs: (sent, received, messages, steps).
 
-    kind: "server", "tree" or "ring", that of the lab ring_all_reduce; nbytes can be divided by n. Each number is that
-    of the rank with the largest one: bytes sent, bytes received, messages sent; and the step at which the last rank
-    has its result. In one step a rank can send one message and, at the same time, receive one, whatever their size.
+    kind: "server", "tree" or "ring" (lab 2); n divides nbytes. Each number is that of the rank with the largest one:
+    bytes sent, bytes received, messages sent; and the step at which the last rank has its result. In one step a rank
+    can send one message and, at the same time, receive one, whatever their size.
     """
     raise NotImplementedError
 
 
 def crossover(n, alpha, beta):
-    """The number of bytes at which a ring and a tree of n ranks take the same time; 0 if the ring is never slower.
-
-    A step takes alpha + beta * (bytes of a message) seconds, and a sum takes its steps, one after another.
-    """
+    """The bytes at which a ring and a tree of n ranks take the same time; 0 if the ring is never slower.
+    A step takes alpha + beta * (bytes of a message) seconds, and a sum takes its steps, one after another."""
     raise NotImplementedError
