@@ -171,6 +171,8 @@ class RunRecord(Strict):
             or sum(world.batch_sizes) * config.grad_accum_steps != world.global_batch
         ):
             raise ValueError("world.batch_sizes must have one entry per process, together the global batch")
+        if (world.batch_sizes is None) != (config.balance == "equal"):
+            raise ValueError(f"world.batch_sizes is {world.batch_sizes}, but config.balance is {config.balance!r}")
         if world.oversubscribed and world.processes * world.threads_per_process <= self.environment.cores:
             raise ValueError(f"oversubscribed, with no more threads than the {self.environment.cores} cores")
         if self.kind == "baseline" and (world.processes, world.backend) != (1, None):

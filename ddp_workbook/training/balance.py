@@ -27,7 +27,7 @@ from ddp_workbook.errors import InputError
 from ddp_workbook.specs import MODELS
 from ddp_workbook.training.loader import TrainLoader
 
-WARM_UP_STEPS, TIMED_STEPS, TIMED_SECONDS = 3, 5, 2.0
+TIMED_SECONDS, TIMED_PASSES = 2.0, 5  # at least, of the slowest rank
 
 
 def split_batch(images: int, weights: Sequence[float], least: int = 1) -> list[int]:
@@ -66,22 +66,29 @@ def measure_batch_sizes(model: nn.Module, loader: TrainLoader, config: TrainConf
     """Images of each rank in a batch, in proportion to its speed; the same on every rank. All ranks call it together.
 
     A rank's speed is taken from the median time of forward and backward with config.batch_size images, without
-    communication. All ranks compute for the same two seconds, as in training: those of one machine share its memory.
-    They use a copy of the model; the model itself, its BatchNorm statistics and the random state stay as they are.
+    communication: a disturbance of less than half the time does not change it. All ranks compute for equally long, as
+    in training: those of one machine share its memory. They use a copy of the model; the model itself, its BatchNorm
+    statistics and the random state stay as they are.
     """
     copy = deepcopy(unwrap(model)).train()
     images, labels = next(loader.epoch(1))[0]
-    times: list[float] = []
+
+    def time_pass() -> float:
+        synchronize(loader.device)
+        start = time.perf_counter()
+        with precision.autocast():
+            loss = functional.cross_entropy(copy(images), labels, label_smoothing=config.label_smoothing)
+        loss.backward()
+        synchronize(loader.device)
+        return time.perf_counter() - start
+
     with torch.random.fork_rng([loader.device] if loader.device.type == "cuda" else []):
-        while len(times) < WARM_UP_STEPS + TIMED_STEPS or sum(times) < TIMED_SECONDS:
-            synchronize(loader.device)
-            start = time.perf_counter()
-            with precision.autocast():
-                loss = functional.cross_entropy(copy(images), labels, label_smoothing=config.label_smoothing)
-            loss.backward()
-            synchronize(loader.device)
-            times.append(time.perf_counter() - start)
-    return _split(config, [1 / seconds for seconds in gather_objects(median(times[WARM_UP_STEPS:]))])
+        time_pass()  # the first pass allocates memory
+        longest = max(gather_objects(time_pass()))
+        times: list[float] = []
+        while sum(times) < max(TIMED_SECONDS, TIMED_PASSES * longest):
+            times.append(time_pass())
+    return _split(config, [1 / seconds for seconds in gather_objects(median(times))])
 
 
 def loss_weight(batch_sizes: Sequence[int] | None, rank: int) -> float:

@@ -62,6 +62,8 @@ def edit(path, change):
         (lambda r: r["world"].update(batch_sizes=[32, 32]), "world.batch_sizes must have one entry per process"),
         (lambda r: r["world"].update(batch_sizes=[63]), "together the global batch"),
         (lambda r: r["world"].update(batch_sizes=[0]), "world.batch_sizes"),
+        (lambda r: r["world"].update(batch_sizes=[64]), "config.balance is 'equal'"),
+        (lambda r: r["config"].update(balance="auto"), "world.batch_sizes is None, but config.balance is 'auto'"),
         (lambda r: r.update(correct_images="no bits"), "correct_images is not base64"),
         (lambda r: r.update(correct_images="/ä=="), "correct_images is not base64"),
         (lambda r: r.update(correct_images=pack_bits([True] * 180)), "a bit for each of the 200 test images"),

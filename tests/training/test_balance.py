@@ -16,6 +16,7 @@ from ddp_workbook.devices import Precision
 from ddp_workbook.distributed.ddp import MeteredDDP, average_buffers, unwrap
 from ddp_workbook.distributed.process_group import World
 from ddp_workbook.errors import InputError
+from ddp_workbook.training import balance
 from ddp_workbook.training.balance import given_batch_sizes, loss_weight, measure_batch_sizes, split_batch
 from ddp_workbook.training.loader import TrainLoader
 from ddp_workbook.training.loop import train_epoch, train_step
@@ -169,14 +170,16 @@ def test_a_step_an_epoch_and_buffers_equal_the_serial_ones(shares):
 
 
 class Slow(nn.Module):
-    """Takes a time in proportion to its images."""
+    """Takes a time in proportion to its images; every third pass is disturbed and takes five times as long."""
 
-    def __init__(self, seconds):
+    def __init__(self, seconds, disturbed):
         super().__init__()
         self.inner, self.seconds = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3072), nn.Linear(3072, 3)), seconds
+        self.disturbed, self.passes = disturbed, 0
 
     def forward(self, images):
-        time.sleep(self.seconds * len(images))
+        self.passes += 1
+        time.sleep(self.seconds * len(images) * (5 if self.disturbed and self.passes % 3 == 0 else 1))
         return self.inner(images)
 
 
@@ -184,14 +187,16 @@ def measured_on_rank(rank, ranks):
     """The sizes measured when the last rank needs three times as long; whether the model is as before."""
     loader = TrainLoader(make_data(), CONFIG, World(rank, ranks), CPU)
     torch.manual_seed(0)
-    model = MeteredDDP(Slow(0.03 if rank == ranks - 1 else 0.01), CPU, CONFIG)
+    model = MeteredDDP(Slow(0.015 if rank == ranks - 1 else 0.005, disturbed=rank == 0), CPU, CONFIG)
     before = {name: value.clone() for name, value in unwrap(model).state_dict().items()}
+    balance.TIMED_SECONDS = 0.5
+    draws = torch.get_rng_state()
     sizes = measure_batch_sizes(model, loader, CONFIG, FP32)
     same = all(torch.equal(value, before[name]) for name, value in unwrap(model).state_dict().items())
-    return sizes, same and all(p.grad is None for p in model.parameters())
+    return sizes, same and all(p.grad is None for p in model.parameters()) and torch.equal(torch.get_rng_state(), draws)
 
 
-def test_a_slow_rank_is_measured():
+def test_a_slow_rank_is_measured_and_a_disturbance_is_not():
     """A third of the speed, but for what is not sleep: 9 of 12 images for the other one."""
     (first, unchanged), (second, also) = run_on_ranks(measured_on_rank, 2, 2)
     assert first == second and sum(first) == 12
