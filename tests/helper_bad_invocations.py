@@ -138,7 +138,7 @@ FOLDERS = [
 ]  # fmt: skip
 COMMANDS = [
     course("no command", answer="subcommand|equired"),
-    course("an unknown command", "train", answer="run, bench, predict, report, doctor"),
+    course("an unknown command", "train", answer="run, bench, trace, predict, report, doctor"),
     course("run: unknown recipe", "run", "--recipe", "nothing", answer="unknown recipe"),
     course("run: no epochs", "run", "--epochs", "0", answer="at least 1"),
     course("run: epochs in words", "run", "--epochs", "few", answer="epochs"),
@@ -154,6 +154,12 @@ COMMANDS = [
     course("bench: unknown scaling", "bench", "--scaling", "none", answer="invalid choice"),
     course("bench: a truncated experiment", "bench", "--output-dir", "e", answer="does not fit",
            prepare=write("e/serial_results.json", "{")),
+    course("trace: unknown recipe", "trace", "--recipe", "x", answer="unknown recipe"),
+    course("trace: no processes", "trace", "--processes", "0", answer="--processes must be from 2 to"),
+    course("trace: a batch that cannot be split", "trace", "--processes", "5", answer="cannot be split evenly"),
+    course("trace: no time", "trace", "--slow-ms", "-1", answer="--slow-ms must be from 0"),
+    course("trace: a time in words", "trace", "--slow-ms", "long", answer="slow-ms"),
+    course("trace: a file as results", "trace", "--results-dir", "report.toml", answer="choose a writable folder"),
     course("predict: no network", "predict", answer="bandwidth-gbit"),
     course("predict: no latency", "predict", "--bandwidth-gbit", "10", answer="latency-us"),
     course("predict: a bandwidth with its unit", "predict", "--bandwidth-gbit", "10Gbit", "--latency-us", "5",

@@ -4,13 +4,16 @@ from dataclasses import replace
 
 import pytest
 from conftest import make_data, run_on_ranks
-from helper_interrupted_runs import SMALL, in_folder, same, train, use_tiny_model_and_check_every_step
+from helper_interrupted_runs import CPU, SMALL, in_folder, same, train, use_tiny_model_and_check_every_step
 
 import distributed_train
+from ddp_workbook.config import CheckpointOptions
 from ddp_workbook.distributed.process_group import World
 from ddp_workbook.errors import InputError
 from ddp_workbook.records.run import load_run
 from ddp_workbook.runs.checkpoint import checkpoint_folder, read_checkpoint, saved_checkpoints
+from ddp_workbook.runs.resume import CheckpointManager
+from ddp_workbook.training.state import build_state
 
 RUN = replace(SMALL, model="cnn", augment=True, flip=True, batch_size=6)  # 4 steps an epoch on two ranks, 2 on three
 GIVEN = {2: "1:2", 3: "1:1:3"}
@@ -47,3 +50,17 @@ def test_a_balanced_run_resumes_exactly(ranks, tmp_path):
     given = {2: [4, 8], 3: [4, 3, 11]}[ranks]
     expected = [(True, sizes, sizes) for sizes in (given, MEASURED[ranks])]
     assert run_on_ranks(results_on_rank, ranks, ranks, tmp_path) == [expected] * ranks
+
+
+@pytest.mark.parametrize(("balance", "expected"), [("1:1:3", [3, 2, 7]), ("auto", None), ("equal", None)])
+def test_another_number_of_ranks_gets_its_own_sizes(balance, expected, tmp_path):
+    """A run of two ranks with 4 and 8 images, resumed on three: by their shares, or not measured yet."""
+    two, three, data = World(0, 2, 0, 2), World(0, 3, 0, 3), make_data()
+    before = in_folder(replace(RUN, balance="1:2"), tmp_path)
+    state = build_state(before, data, two, CPU)
+    assert state.batch_sizes == [4, 8]
+    CheckpointManager(before, CheckpointOptions(), two, data).save(state)
+    now = replace(before, batch_size=4, balance=balance)
+    state = build_state(now, data, three, CPU)
+    CheckpointManager(now, CheckpointOptions(resume=True), three, data).resume(state)
+    assert state.batch_sizes == expected
