@@ -137,11 +137,13 @@ def timeline(breakdown: StepBreakdown) -> Figure:
     figure, axes = new_figure(1, 1, height=1.75 + min(0.26 * rows, MOST_INCHES))
     ax, began = axes[0, 0], 1000 * first.marks[0]
     _bar(ax, 0, [1000 * getattr(median, part) for part in PARTS], height=0.4, left=began)
-    ax.set_yticks([0], ["no averaging (median step)"])
+    names = {0.0: "no averaging (median step)"}
     for rank, step in enumerate(ranks):
-        _draw_rank(ax, 1 + block * rank, step, rank)
+        names |= _draw_rank(ax, 1 + block * rank, step, rank)
+    ax.set_yticks(list(names), list(names.values()))
     ax.set(ylim=(rows - 0.6, -0.6), xlabel="milliseconds since the first rank began the step")
-    ax.set_xlim(0, 1150 * max(began / 1000 + median.total, *(step.marks[-1] for step in ranks)))
+    longest = max(first.marks[0] + median.total, *(step.marks[-1] for step in ranks))
+    ax.set_xlim(0, 1.2 * 1000 * longest)
     _draw_difference(ax, began + 1000 * median.total, 1000 * first.marks[-1])
     ax.grid(False, axis="y")
     _part_legend(figure, [
@@ -152,8 +154,11 @@ def timeline(breakdown: StepBreakdown) -> Figure:
     return figure
 
 
-def _draw_rank(ax: Axes, top: float, step: Timeline, rank: int) -> None:
-    """The parts of a rank's step and, below, its buckets; a dotted line where its last gradient was ready."""
+def _draw_rank(ax: Axes, top: float, step: Timeline, rank: int) -> dict[float, str]:
+    """The parts of a rank's step and, below, its buckets; a dotted line where its last gradient was ready.
+
+    Returns the names of the rows.
+    """
     marks, last = 1000 * np.array(step.marks), 1000 * step.buckets[-1].ready
     _bar(ax, top, np.diff(marks), height=0.7, left=marks[0])
     lanes = [top + 0.5 + LANE * (number + 0.5) for number in range(len(step.buckets))]
@@ -165,9 +170,7 @@ def _draw_rank(ax: Axes, top: float, step: Timeline, rank: int) -> None:
         if rank == 0:  # the same on all ranks
             ax.annotate(_size(bucket.bytes), (done, row), (4, 0), textcoords="offset points", va="center", fontsize=7)
     ax.vlines(last, top - 0.35, lanes[-1] + LANE / 2, color=INK, linestyle=":", linewidth=1)
-    names = [label.get_text() for label in ax.get_yticklabels()]
-    names += [f"rank {rank} computes", *bucket_names(len(step.buckets))]
-    ax.set_yticks([*ax.get_yticks(), top, *lanes], names)
+    return {top: f"rank {rank} computes", **dict(zip(lanes, bucket_names(len(lanes)), strict=True))}
 
 
 def _draw_difference(ax: Axes, alone: float, synced: float) -> None:
@@ -187,7 +190,7 @@ def _timeline_finding(breakdown: StepBreakdown, alone: float) -> str:
     after = max(bucket.done for bucket in step.buckets) - ready
     extra = step.marks[-1] - step.marks[0] - alone
     slowest, filled = last_to_fill(breakdown.timelines, -1)
-    tail = f"{_ms(1000 * after)} of the all-reduces come after the last gradient"
+    tail = f"{_ms(1000 * after)} of the all-reduces come after rank 0's last gradient"
     if filled - ready > after / 2:
         tail += f", {_ms(1000 * (filled - ready))} of it waiting for rank {slowest}"
     if extra <= 0:

@@ -76,7 +76,7 @@ def test_the_timeline_compares_with_a_real_step_without_averaging():
     texts = [text.get_text() for text in ax.texts]
     assert {"+2.9 ms", "1.91 MiB", "977 KiB"} <= set(texts)
     assert finding(figure).startswith(
-        "2.0 ms of the all-reduces come after the last gradient: this step is 2.9 ms longer"
+        "2.0 ms of the all-reduces come after rank 0's last gradient: this step is 2.9 ms longer"
     )
 
 
@@ -87,7 +87,7 @@ def test_waiting_for_a_slow_rank_is_in_the_title():
     late = second.buckets[1].model_copy(update={"ready": 0.0115})
     slow = second.model_copy(update={"buckets": [second.buckets[0], late]})
     record = record.model_copy(update={"timelines": [first, slow]})
-    assert "after the last gradient, 1.50 ms of it waiting for rank 1: this step" in finding(
+    assert "after rank 0's last gradient, 1.50 ms of it waiting for rank 1: this step" in finding(
         plots_cost.timeline(record)
     )
 
