@@ -43,6 +43,7 @@ from ddp_workbook.runs.outputs import RunOutputs
 from ddp_workbook.runs.resume import CheckpointManager
 from ddp_workbook.runs.stopping import Stopped, StopRequest, TrainingMonitor, exit_code_for, stop_signals
 from ddp_workbook.runs.streams import WatchedOutput, open_standard_streams
+from ddp_workbook.training.balance import given_batch_sizes, measure_batch_sizes
 from ddp_workbook.training.datasets import Dataset, load_dataset
 from ddp_workbook.training.loader import TrainLoader
 from ddp_workbook.training.loop import Callback, fit
@@ -68,6 +69,7 @@ def run(config: TrainConfig, options: CheckpointOptions, world: World, callbacks
             with refused_together():  # NEW: bad input of one rank ends them all
                 precision = choose_precision(config.precision, device)
                 check_comm_hook(config.comm_hook, device, world)  # NEW: not every hook works everywhere
+                given_batch_sizes(config, world.size)  # NEW: refuses shares that do not fit the ranks
                 outputs = RunOutputs(config, world, backend)
                 data = load_dataset(config)
                 loader = TrainLoader(data, config, world, device)  # NEW: world decides which shard
@@ -103,6 +105,10 @@ def train(
         print(describe_run(config, world, state), flush=True)
     checkpoints = CheckpointManager(config, options, world, data)
     checkpoints.resume(state)
+    if config.balance == "auto" and state.batch_sizes is None:  # NEW: fewer images for a slow rank; resumed: as before
+        state.batch_sizes = measure_batch_sizes(state.model, loader, config, state.precision)
+    if world.is_main and state.batch_sizes:
+        print(f"images of each rank in a batch: {', '.join(map(str, state.batch_sizes))}", flush=True)
 
     # 4. The epochs. Inside, loss.backward() is where DDP communicates; optimizer.step() is local.
     monitor = TrainingMonitor(request, before_stop=checkpoints.save)

@@ -9,7 +9,7 @@ optimizer step, nothing else. Both take turns in one process, a few steps each; 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 from pathlib import Path
@@ -44,7 +44,7 @@ class ShortLoader(TrainLoader):
         self.endless = chain.from_iterable(map(super().epoch, count(1)))
         return self
 
-    def epoch(self, number: int, start: int = 0):
+    def epoch(self, number: int, start: int = 0, batch_sizes: Sequence[int] | None = None):
         return islice(self.endless, self.limit)
 
 

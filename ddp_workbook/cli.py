@@ -1,4 +1,4 @@
-"""`ddp-workbook run | bench | predict | report | doctor | labs`: the course from a shell."""
+"""`ddp-workbook run | bench | trace | predict | report | doctor | labs`: the course from a shell."""
 
 from __future__ import annotations
 
@@ -98,6 +98,34 @@ def bench(
     print(f"\n{describe(metrics(record))}\n\nresults and figures: {folder}")
 
 
+def trace(
+    recipe: str = "cnn-digits",
+    processes: int = 2,
+    slow_ms: float = 0.0,
+    profiler: bool = False,
+    comm_hook: CommHookName = "allreduce",
+    data_dir: Path = Path("data"),
+    results_dir: Path = Path("results"),
+) -> None:
+    """Record one training step of all ranks: a timeline for ui.perfetto.dev, and the same as a figure.
+
+    Args:
+        recipe: Named run; its global batch is split among the processes.
+        processes: Processes on this machine, at least 2.
+        slow_ms: Milliseconds that the last rank sleeps in each forward pass: see how the others wait for it.
+        profiler: Also record the operators of one step with torch.profiler, in a file for each rank.
+        comm_hook: How gradients are all-reduced; shared-memory works on CPUs.
+        data_dir: Folder with CIFAR-10 and MNIST.
+        results_dir: Folder in which <recipe>/trace is written.
+    """
+    from ddp_workbook.analysis.trace import describe
+    from ddp_workbook.measurement.step_trace import TRACE, record_step
+
+    config = replace(serial_recipe(recipe), data_dir=data_dir, results_dir=results_dir, comm_hook=comm_hook)
+    breakdown, folder = record_step(config, processes, slow_ms, profiler)
+    print(f"{describe(breakdown)}\n\nopen in ui.perfetto.dev: {folder / TRACE}")
+
+
 def predict(
     bandwidth_gbit: float,
     latency_us: float,
@@ -167,7 +195,7 @@ def doctor(
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "run": run, "bench": bench, "predict": predict, "report": report, "doctor": doctor, "labs": labs,
+    "run": run, "bench": bench, "trace": trace, "predict": predict, "report": report, "doctor": doctor, "labs": labs,
 }  # fmt: skip
 
 

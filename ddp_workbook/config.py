@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,6 +17,7 @@ ModelName = Literal[*MODELS]
 DatasetName = Literal[*DATASETS]
 DeviceName = Literal["cpu", "cuda", "mps"]
 CommHookName = Literal["allreduce", "bf16", "fp16", "powersgd", "shared-memory"]
+SHARES = re.compile(r"[1-9][0-9]{0,5}(:[1-9][0-9]{0,5})*")  # of --balance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,9 @@ class TrainConfig:
     """Images per process and step, as in DDP; the global batch is this times processes times grad-accum-steps."""
     grad_accum_steps: int = 1
     """Batches whose gradients are added up before one optimizer step."""
+    balance: str = "equal"
+    """How the images of a global batch are split: equal, auto (in proportion to each rank's speed, measured when the
+    run begins), or shares in rank order, such as 1:2."""
     lr: float = 0.1
     """Peak learning rate at a global batch of base-batch-size images; it scales with the real global batch."""
     base_batch_size: int = 128
@@ -107,6 +112,8 @@ class TrainConfig:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("model", self.model in MODELS, f"one of {', '.join(MODELS)}")
         self._require("dataset", self.dataset in DATASETS, f"one of {', '.join(DATASETS)}")
+        known = self.balance in ("equal", "auto") or SHARES.fullmatch(self.balance)
+        self._require("balance", bool(known), "equal, auto, or a share from 1 to 999999 for each rank, such as 1:2")
         self._require("image_size", 28 <= self.image_size <= 512, "between 28 and 512")
         self._require("epochs", self.epochs <= 10_000, "at most 10000")
         self._require("lr", 0 < self.lr < float("inf"), "above 0")
@@ -168,8 +175,8 @@ PLACEMENT = frozenset({"device", "backend", "threads", "tensorboard"})
 """Where and beside what it runs: results differ by rounding at most."""
 NUMERICS = frozenset({"precision", "comm_hook"})
 """How numbers are stored and sent: the same training with other rounding errors."""
-SPLIT = frozenset({"batch_size", "grad_accum_steps"})
-"""How the global batch is split: processes times these two is what decides the result."""
+SPLIT = frozenset({"batch_size", "grad_accum_steps", "balance"})
+"""How the global batch is split. Processes times the first two is its size, which decides the result."""
 RESULT = frozenset({
     "model", "dataset", "image_size", "augment", "flip", "epochs", "lr", "base_batch_size", "head_lr_scale",
     "optimizer", "momentum", "weight_decay", "dropout", "label_smoothing", "schedule", "warmup", "step_epochs",

@@ -150,13 +150,22 @@ def make_breakdown() -> StepBreakdown:
         parameters=23_520_842,
         synced=[make_steps(0.013, collectives=0.006, waited=0.002)] * 2,
         no_sync=[make_steps(0.010)] * 2,
-        timeline=Timeline(
-            marks=[0.0, 0.001, 0.005, 0.012, 0.013],
-            buckets=[
-                Bucket(ready=0.006, done=0.009, bytes=2_000_000),
-                Bucket(ready=0.010, done=0.012, bytes=1_000_000),
-            ],
-        ),
+        timelines=[
+            Timeline(
+                marks=[0.0, 0.001, 0.005, 0.012, 0.013],
+                buckets=[
+                    Bucket(ready=0.006, done=0.009, bytes=2_000_000),
+                    Bucket(ready=0.010, done=0.012, bytes=1_000_000),
+                ],
+            ),
+            Timeline(
+                marks=[0.001, 0.002, 0.005, 0.012, 0.0135],
+                buckets=[
+                    Bucket(ready=0.0065, done=0.0091, bytes=2_000_000),
+                    Bucket(ready=0.0105, done=0.0119, bytes=1_000_000),
+                ],
+            ),
+        ],
     )
 
 

@@ -20,7 +20,7 @@ def test_the_command_itself_ends_with_code_2_and_one_line():
     [
         (["run", "--recipe", "nothing"], "unknown recipe 'nothing'"),
         (["run", "--epochs", "0"], "--epochs must be at least 1"),
-        (["dance"], "Available subcommands: run, bench, predict, report, doctor"),
+        (["dance"], "Available subcommands: run, bench, trace, predict, report, doctor"),
         (["report", "--results-dir", "nowhere"], "does not exist"),
         (["report", "--recipe", "../../etc"], "unknown recipe"),
     ],

@@ -27,17 +27,15 @@ from ddp_workbook.analysis.plots_style import (
     set_finding,
 )
 from ddp_workbook.analysis.statistics import mean_interval
-from ddp_workbook.records.timing import (
-    AllReduceBenchmark,
-    Interval,
-    StepBreakdown,
-    StepTimes,
-)
+from ddp_workbook.analysis.trace import bucket_names, last_to_fill
+from ddp_workbook.records.timing import AllReduceBenchmark, Interval, StepBreakdown, StepTimes, Timeline
+
+LANE = 0.6  # height of a bucket's row; a rank's own is 1
+MOST_INCHES = 7.0  # of the rows of a timeline
 
 
-def _bar(ax: Axes, y: float, parts: Sequence[float], height: float) -> None:
+def _bar(ax: Axes, y: float, parts: Sequence[float], height: float, left: float = 0.0) -> None:
     """The parts of a step, one after another."""
-    left = 0.0
     for value, colour in zip(parts, PARTS.values(), strict=True):
         ax.barh(y, value, left=left, height=height, color=colour, edgecolor="white", linewidth=0.6)
         left += value
@@ -127,40 +125,56 @@ def _doubt(added: Interval) -> str:
 
 
 def timeline(breakdown: StepBreakdown) -> Figure:
-    """One measured step on rank 0, and each bucket from ready to all-reduced; above, the median step under no_sync."""
-    step, alone = breakdown.timeline, sorted(breakdown.no_sync[0], key=lambda step: step.total)
+    """One measured step on every rank, and each bucket from ready to all-reduced.
+
+    Above, rank 0's median step under no_sync.
+    """
+    alone = sorted(breakdown.no_sync[0], key=lambda step: step.total)
     median = alone[len(alone) // 2]  # one of the steps: its parts add up
-    marks, buckets = 1000 * np.array(step.marks), step.buckets
-    figure, axes = new_figure(1, 1, height=1.75 + 0.26 * (2 + len(buckets)))
-    ax = axes[0, 0]
-    _bar(ax, 0, [1000 * getattr(median, part) for part in PARTS], height=0.4)
-    _bar(ax, 1, np.diff(marks), height=0.7)
-    last = 1000 * buckets[-1].ready
-    for row, bucket in enumerate(buckets, start=2):
-        ready, done = 1000 * bucket.ready, 1000 * bucket.done
-        hidden = max(min(done, last) - ready, 0)
-        ax.barh(row, hidden, left=ready, height=0.7, color=LIGHT_ORANGE)
-        ax.barh(row, done - ready - hidden, left=ready + hidden, height=0.7, color=ORANGE)
-        ax.annotate(_size(bucket.bytes), (done, row), (4, 0), textcoords="offset points", va="center", fontsize=8)
-    ax.set(yticks=range(2 + len(buckets)), ylim=(len(buckets) + 2.1, -0.6), xlabel="milliseconds since the step began")
-    ax.set_yticklabels(["no averaging (median step)", "rank 0 computes", *_bucket_names(len(buckets))])
-    ax.axvline(last, 0, 1, color=INK, linestyle=":", linewidth=1)
-    side = -1 if last > marks[-1] / 2 else 1  # where there is more room
-    ax.annotate("last gradient ready", (last, len(buckets) + 1.75), (4 * side, 0), textcoords="offset points",
-                fontsize=8, ha="right" if side < 0 else "left", va="center")  # fmt: skip
-    _draw_difference(ax, 1000 * median.total, marks[-1])
+    ranks, first = breakdown.timelines, breakdown.timeline
+    block = 1.4 + LANE * len(first.buckets)  # of a rank
+    rows = 1 + block * len(ranks)
+    figure, axes = new_figure(1, 1, height=1.75 + min(0.26 * rows, MOST_INCHES))
+    ax, began = axes[0, 0], 1000 * first.marks[0]
+    _bar(ax, 0, [1000 * getattr(median, part) for part in PARTS], height=0.4, left=began)
+    names = {0.0: "no averaging (median step)"}
+    for rank, step in enumerate(ranks):
+        names |= _draw_rank(ax, 1 + block * rank, step, rank)
+    ax.set_yticks(list(names), list(names.values()))
+    ax.set(ylim=(rows - 0.6, -0.6), xlabel="milliseconds since the first rank began the step")
+    longest = max(first.marks[0] + median.total, *(step.marks[-1] for step in ranks))
+    ax.set_xlim(0, 1.2 * 1000 * longest)
+    _draw_difference(ax, began + 1000 * median.total, 1000 * first.marks[-1])
     ax.grid(False, axis="y")
     _part_legend(figure, [
         Patch(color=LIGHT_ORANGE, label="all-reduce during backward"),
         Patch(color=ORANGE, label="all-reduce after the last gradient"),
     ])  # fmt: skip
-    set_finding(figure, _timeline_finding(breakdown, 1000 * median.total, marks[-1]))
+    set_finding(figure, _timeline_finding(breakdown, median.total))
     return figure
+
+
+def _draw_rank(ax: Axes, top: float, step: Timeline, rank: int) -> dict[float, str]:
+    """The parts of a rank's step and, below, its buckets; a dotted line where its last gradient was ready.
+
+    Returns the names of the rows.
+    """
+    marks, last = 1000 * np.array(step.marks), 1000 * step.buckets[-1].ready
+    _bar(ax, top, np.diff(marks), height=0.7, left=marks[0])
+    lanes = [top + 0.5 + LANE * (number + 0.5) for number in range(len(step.buckets))]
+    for row, bucket in zip(lanes, step.buckets, strict=True):
+        ready, done = 1000 * bucket.ready, 1000 * bucket.done
+        hidden = max(min(done, last) - ready, 0)
+        ax.barh(row, hidden, left=ready, height=0.8 * LANE, color=LIGHT_ORANGE)
+        ax.barh(row, done - ready - hidden, left=ready + hidden, height=0.8 * LANE, color=ORANGE)
+        if rank == 0:  # the same on all ranks
+            ax.annotate(_size(bucket.bytes), (done, row), (4, 0), textcoords="offset points", va="center", fontsize=7)
+    ax.vlines(last, top - 0.35, lanes[-1] + LANE / 2, color=INK, linestyle=":", linewidth=1)
+    return {top: f"rank {rank} computes", **dict(zip(lanes, bucket_names(len(lanes)), strict=True))}
 
 
 def _draw_difference(ax: Axes, alone: float, synced: float) -> None:
     """An arrow from the end of the step without averaging to the end of the measured one."""
-    ax.set_xlim(0, 1.12 * max(alone, synced))
     ax.plot([synced, synced], [0, 0.6], color=INK, linewidth=0.8)
     ax.annotate("", (synced, 0), (alone, 0), arrowprops={"arrowstyle": "->", "shrinkA": 0, "shrinkB": 0})
     text = f"{synced - alone:+{digits(synced - alone)}} ms"
@@ -169,24 +183,22 @@ def _draw_difference(ax: Axes, alone: float, synced: float) -> None:
     )
 
 
-def _timeline_finding(breakdown: StepBreakdown, alone: float, synced: float) -> str:
-    buckets = breakdown.timeline.buckets
-    after = 1000 * (max(bucket.done for bucket in buckets) - buckets[-1].ready)
-    extra, tail = synced - alone, f"{_ms(after)} of the all-reduces come after the last gradient"
+def _timeline_finding(breakdown: StepBreakdown, alone: float) -> str:
+    """What rank 0's measured step shows beside its step without averaging, of `alone` seconds."""
+    step = breakdown.timeline
+    ready = step.buckets[-1].ready
+    after = max(bucket.done for bucket in step.buckets) - ready
+    extra = step.marks[-1] - step.marks[0] - alone
+    slowest, filled = last_to_fill(breakdown.timelines, -1)
+    tail = f"{_ms(1000 * after)} of the all-reduces come after rank 0's last gradient"
+    if filled - ready > after / 2:
+        tail += f", {_ms(1000 * (filled - ready))} of it waiting for rank {slowest}"
     if extra <= 0:
         return f"{tail}; this step is no longer than the median step without averaging"
     if after > extra / 2:
-        return f"{tail}: this step is {_ms(extra)} longer than the median step without averaging"
+        return f"{tail}: this step is {_ms(1000 * extra)} longer than the median step without averaging"
     why = ": backward is slower, the same cores send" if breakdown.environment.device == "cpu" else ""
-    return f"Only {tail}, yet this step is {_ms(extra)} longer{why}"
-
-
-def _bucket_names(count: int) -> list[str]:
-    """Buckets in the order in which backward fills them: it begins at the network's last layers."""
-    if count == 1:
-        return ["bucket 1 (all layers)"]
-    ends = {1: " (last layers)", count: " (first layers)"}
-    return [f"bucket {number}{ends.get(number, '')}" for number in range(1, count + 1)]
+    return f"Only {tail}, yet this step is {_ms(1000 * extra)} longer{why}"
 
 
 def _size(count: float) -> str:

@@ -75,19 +75,20 @@ def add_communication(first: Communication | None, second: Communication | None)
 
 
 @torch.no_grad()
-def average_buffers(model: nn.Module) -> None:
-    """Give every rank the mean of BatchNorm's running statistics.
+def average_buffers(model: nn.Module, weight: float = 1.0) -> None:
+    """Give every rank the mean of BatchNorm's running statistics, this rank's with a weight of mean 1 over the ranks.
 
     Each rank has seen only its own shard, and evaluation is split over ranks: they must all test one model, the one
-    that is saved. DDP's own broadcast_buffers would take rank 0's statistics, at every step. The mean is what timm's
-    `--dist-bn reduce` computes.
+    that is saved. Weighted by images, the running mean is that of the joined batches; the running variance misses how
+    far the ranks' means lie apart. DDP's own broadcast_buffers would take rank 0's statistics, at every step. The mean
+    is what timm's `--dist-bn reduce` computes.
     """
     if not dist.is_initialized():
         return
     floats = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
     if not floats:
         return
-    joined = torch.cat([buffer.flatten() for buffer in floats])
+    joined = torch.cat([buffer.flatten() for buffer in floats]) * weight
     dist.all_reduce(joined)
     joined /= dist.get_world_size()
     for buffer, mean in zip(floats, joined.split([b.numel() for b in floats]), strict=True):

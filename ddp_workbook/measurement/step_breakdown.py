@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn import functional
 
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.devices import choose_device, describe_environment, synchronize
 from ddp_workbook.distributed.comm_hooks import Traffic
-from ddp_workbook.distributed.ddp import gradient_sync
+from ddp_workbook.distributed.ddp import gradient_sync, unwrap
 from ddp_workbook.errors import InputError
 from ddp_workbook.measurement.workers import Worker, WorkerPool
-from ddp_workbook.records.timing import AllReduceBenchmark, AllReduceTimes, StepBreakdown, StepTimes, Timeline
+from ddp_workbook.records.timing import AllReduceBenchmark, AllReduceTimes, Bucket, StepBreakdown, StepTimes, Timeline
 from ddp_workbook.training.loader import Batch
 from ddp_workbook.training.models import count_parameters
 from ddp_workbook.training.state import TrainingState
@@ -33,7 +35,7 @@ def time_steps(
     """On one rank, `steps` pairs of a synced step and a step under no_sync, in turns, after `warm_up` pairs.
 
     A barrier before each step keeps a step from paying for the one before. Returns the times of both kinds, and the
-    timeline of the last synced step.
+    timeline of the last synced step on this machine's clock.
     """
     times: dict[bool, list[StepTimes]] = {True: [], False: []}
     timeline = None
@@ -54,15 +56,26 @@ def time_steps(
 
 def _timeline(marks: list[float], traffic: Traffic) -> Timeline:
     """Marks and buckets on one clock: the meter's last bucket was ready `waited` seconds before backward ended."""
-    start, _, _, backward_end, _ = marks
-    first_ready = backward_end - start - traffic.waited[0] - traffic.buckets[-1].ready
+    _, _, _, backward_end, _ = marks
     return Timeline(
-        marks=[mark - start for mark in marks],
-        buckets=[
-            bucket.model_copy(update={"ready": first_ready + bucket.ready, "done": first_ready + bucket.done})
-            for bucket in traffic.buckets
-        ],
+        marks=marks, buckets=_later(traffic.buckets, backward_end - traffic.waited[0] - traffic.buckets[-1].ready)
     )
+
+
+def _later(buckets: list[Bucket], seconds: float) -> list[Bucket]:
+    return [each.model_copy(update={"ready": each.ready + seconds, "done": each.done + seconds}) for each in buckets]
+
+
+def since_first(timelines: Sequence[Timeline]) -> list[Timeline]:
+    """The ranks' timelines in seconds since the first of them began.
+
+    time.perf_counter() is one clock for all processes of a machine. Those of several machines would have to be aligned.
+    """
+    first = min(each.marks[0] for each in timelines)
+    return [
+        Timeline(marks=[mark - first for mark in each.marks], buckets=_later(each.buckets, -first))
+        for each in timelines
+    ]
 
 
 def _time_step(
@@ -92,12 +105,20 @@ def _time_step(
     return StepTimes(data=data, forward=forward, backward=backward, optimizer=step), marks
 
 
+def slowed(worker: Worker, model: nn.Module, seconds: float) -> AbstractContextManager:
+    """Context in which the last rank begins each forward pass with so many seconds of sleep."""
+    if not seconds or worker.world.rank < worker.world.size - 1:
+        return nullcontext()
+    return unwrap(model).register_forward_pre_hook(lambda *_: time.sleep(seconds))
+
+
 def time_session_steps(
-    worker: Worker, config: TrainConfig, steps: int, warm_up: int = WARM_UP_STEPS
+    worker: Worker, config: TrainConfig, steps: int, warm_up: int = WARM_UP_STEPS, slow: float = 0.0
 ) -> tuple[list[StepTimes], list[StepTimes], Timeline]:
-    """time_steps() in a worker's training session."""
+    """time_steps() in a worker's training session; the last rank sleeps `slow` seconds in each forward pass."""
     session = worker.session(replace(config, grad_accum_steps=1), True)
-    return time_steps(session.state, session.batches, config.label_smoothing, steps, warm_up)
+    with slowed(worker, session.state.model, slow):
+        return time_steps(session.state, session.batches, config.label_smoothing, steps, warm_up)
 
 
 def describe_session(worker: Worker, config: TrainConfig) -> tuple[int, str]:
@@ -106,11 +127,14 @@ def describe_session(worker: Worker, config: TrainConfig) -> tuple[int, str]:
     return count_parameters(state.model), state.precision.name
 
 
-def measure_step_breakdown(config: TrainConfig, pool: WorkerPool, steps: int) -> StepBreakdown:
-    """Breakdown of `steps` steps with and `steps` without synchronization; config.batch_size is each process's."""
+def measure_step_breakdown(config: TrainConfig, pool: WorkerPool, steps: int, slow: float = 0.0) -> StepBreakdown:
+    """Breakdown of `steps` steps with and `steps` without synchronization; config.batch_size is each process's.
+
+    `slow`: seconds that the last rank sleeps in each forward pass.
+    """
     if steps < 2:
         raise InputError(f"the step-time breakdown needs at least 2 steps, not {steps}")
-    answers = pool.call(time_session_steps, config, steps)
+    answers = pool.call(time_session_steps, config, steps, WARM_UP_STEPS, slow)
     parameters, precision = pool.call(describe_session, config)[0]
     synced, no_sync, timelines = zip(*answers, strict=True)
     return StepBreakdown(
@@ -123,7 +147,7 @@ def measure_step_breakdown(config: TrainConfig, pool: WorkerPool, steps: int) ->
         parameters=parameters,
         synced=synced,
         no_sync=no_sync,
-        timeline=timelines[0],
+        timelines=since_first(timelines),
     )
 
 

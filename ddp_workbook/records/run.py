@@ -90,7 +90,10 @@ class Environment(Strict):
 
 
 class WorldInfo(Strict):
-    """The processes of a run, and what each of them used."""
+    """The processes of a run, and what each of them used.
+
+    batch_sizes: images of each rank in a batch, where --balance split them; None: config.batch_size on every rank.
+    """
 
     processes: Annotated[int, Field(ge=1)]
     backend: Name | None
@@ -98,6 +101,7 @@ class WorldInfo(Strict):
     oversubscribed: bool
     global_batch: Annotated[int, Field(ge=1)]
     precision: Literal["fp32", "bf16", "fp16"]
+    batch_sizes: list[Annotated[int, Field(ge=1)]] | None = None
 
 
 class DatasetInfo(Strict):
@@ -162,6 +166,13 @@ class RunRecord(Strict):
         for name in ("peak_memory_bytes", "accelerator_peak_bytes"):
             if len(getattr(self, name)) != world.processes:
                 raise ValueError(f"{name} must have {world.processes} entries, one per process")
+        if world.batch_sizes is not None and (
+            len(world.batch_sizes) != world.processes
+            or sum(world.batch_sizes) * config.grad_accum_steps != world.global_batch
+        ):
+            raise ValueError("world.batch_sizes must have one entry per process, together the global batch")
+        if (world.batch_sizes is None) != (config.balance == "equal"):
+            raise ValueError(f"world.batch_sizes is {world.batch_sizes}, but config.balance is {config.balance!r}")
         if world.oversubscribed and world.processes * world.threads_per_process <= self.environment.cores:
             raise ValueError(f"oversubscribed, with no more threads than the {self.environment.cores} cores")
         if self.kind == "baseline" and (world.processes, world.backend) != (1, None):

@@ -149,14 +149,20 @@ class Bucket(Strict):
 
 
 class Timeline(Strict):
-    """One step on one rank, in seconds since its start; marks: start and end of data, forward, backward, optimizer."""
+    """One step on one rank. marks: start and end of data, forward, backward, optimizer.
+
+    All times are seconds since the first rank began the step, on the clock that the processes of a machine share.
+    """
 
     marks: Annotated[list[Amount], Field(min_length=5, max_length=5)]
     buckets: Annotated[list[Bucket], Field(min_length=1)]
 
 
 class StepBreakdown(Strict):
-    """Interleaved steps with gradient synchronization and under no_sync: a list of steps for each rank."""
+    """Interleaved steps with gradient synchronization and under no_sync: a list of steps for each rank.
+
+    timelines: the last synced step on each rank; records of an earlier version have rank 0's alone.
+    """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     recipe: str
@@ -168,7 +174,22 @@ class StepBreakdown(Strict):
     parameters: Count
     synced: list[Annotated[list[StepTimes], Field(min_length=2)]] = _renamed("synced", "averaged")
     no_sync: list[Annotated[list[StepTimes], Field(min_length=2)]] = _renamed("no_sync", "alone")
-    timeline: Timeline
+    timelines: Annotated[
+        list[Timeline], BeforeValidator(lambda found: [found] if isinstance(found, dict) else found)
+    ] = _renamed("timelines", "timeline", min_length=1)
+
+    @model_validator(mode="after")
+    def _ranks_agree(self) -> StepBreakdown:
+        if len(self.timelines) not in (1, self.processes):
+            raise ValueError(f"timelines must have {self.processes} entries, one per process")
+        if len({tuple(bucket.bytes for bucket in each.buckets) for each in self.timelines}) != 1:
+            raise ValueError("timelines must have the same buckets on every rank")
+        return self
+
+    @property
+    def timeline(self) -> Timeline:
+        """Rank 0's."""
+        return self.timelines[0]
 
     @property
     def gradient_bytes(self) -> int:

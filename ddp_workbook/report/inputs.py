@@ -75,6 +75,11 @@ def load_inputs(run_dir: Path) -> Inputs:
         load_run(run_dir, kind) for kind in ("baseline", "distributed")
     )
     require_comparable(baseline, distributed)
+    if distributed.world.batch_sizes:
+        raise InputError(
+            f"{run_dir / DISTRIBUTED} is of a run with --balance {distributed.config.balance}, and the report can only "
+            f"describe one with equal batches; train it again without --balance"
+        )
     weak = _load_if_there(BenchmarkRecord, run_dir / WEAK)
     if weak and weak.scaling != "weak":
         raise InputError(f"{run_dir / WEAK} is not of weak scaling; run notebook 04 again")

@@ -27,7 +27,7 @@ FIELDS = {"config", "fingerprint", "model", "training"}
 """training: what a resumed run needs (see resume.CheckpointManager); None in the file of a finished model."""
 TRAINING_FIELDS = {
     "processes", "precision", "epoch", "step", "seconds", "communication", "history", "optimizer", "schedule", "scaler",
-    "ranks",
+    "batch_sizes", "ranks",
 }  # fmt: skip
 _CONFIG = TypeAdapter(RecordedConfig)
 
@@ -118,6 +118,8 @@ def read_checkpoint(path: Path) -> dict:
         raise InputError(f"cannot read {path} ({error.strerror or error})") from error
     except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(f"{path} is not a checkpoint ({str(error).splitlines()[0][:80]})") from error
+    if isinstance(content, dict) and isinstance(content.get("training"), dict):
+        content["training"].setdefault("batch_sizes", None)  # every rank had equally many images before
     if not _has_fields(content, FIELDS) or not (
         content["training"] is None or _has_fields(content["training"], TRAINING_FIELDS)
     ):

@@ -161,6 +161,7 @@ class RunOutputs:
                 oversubscribed=threads * self.world.local_size > devices.available_cores(),
                 global_batch=self.config.global_batch(self.world.size),
                 precision=state.precision.name,
+                batch_sizes=state.batch_sizes,
             ),
             environment=devices.describe_environment(state.device),
             dataset=data.info(),

@@ -76,6 +76,7 @@ class CheckpointManager:
             "optimizer": state.optimizer.state_dict(),
             "schedule": state.schedule.state_dict(),
             "scaler": state.precision.scaler.state_dict(),
+            "batch_sizes": state.batch_sizes,
             "ranks": ranks,
         }
         path = self.folder / f"step-{state.step:06d}.pt"
@@ -203,6 +204,7 @@ def restore(state: TrainingState, content: dict, config: TrainConfig, world: Wor
     state.epoch = training["epoch"]
     state.history = [EpochRecord.model_validate(epoch) for epoch in training["history"]]
     if training["processes"] == world.size:
+        state.batch_sizes = training["batch_sizes"]  # with --balance auto: as they were measured then
         _restore_rank(state, training, training["ranks"][world.rank])
     else:  # the ranks that drew these random numbers do not exist; nothing else is drawn from torch's random state
         torch.manual_seed(config.seed + 1_009 * state.epoch + world.rank)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import torch
@@ -57,33 +57,50 @@ class TrainLoader:
         self.flip = config.augment and (data.mirror_keeps_class if config.flip is None else config.flip)
         self.seed, self.world, self.device = config.seed, world, device
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[list[Batch]]:
+    def epoch(self, number: int, start: int = 0, batch_sizes: Sequence[int] | None = None) -> Iterator[list[Batch]]:
         """Optimizer steps of epoch `number` after the first `start`, each a list of `grad_accum_steps` batches.
 
-        The random numbers of the skipped steps are drawn too, so that the others get the same as without skipping.
+        `batch_sizes`: images of each rank in a batch; None: the configuration's batch size on every rank. The random
+        numbers of the skipped steps are drawn too, so that the others get the same as without skipping.
         """
-        self.sampler.set_epoch(number)  # NEW: without it, every epoch would have the same order
-        order = torch.tensor(list(self.sampler))[: self.steps * self.grad_accum_steps * self.batch_size]
+        size = batch_sizes[self.world.rank] if batch_sizes else self.batch_size
+        order = self._unequal_shard(number, batch_sizes) if batch_sizes else self._equal_shard(number)
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number * 1_009 + self.world.rank) % 2**63)
         skipped = start * self.grad_accum_steps
         for _ in range(skipped):
-            draw_augmentation(self.batch_size, self.padding, self.flip, generator)
-        batches = self._batches(order[skipped * self.batch_size :], generator)
+            draw_augmentation(size, self.padding, self.flip, generator)
+        batches = self._batches(order[skipped * size :], size, generator)
         for _ in range(start, self.steps):
             yield list(islice(batches, self.grad_accum_steps))
 
-    def _batches(self, order: Tensor, generator: torch.Generator) -> Iterator[Batch]:
-        """The images in this order, cropped and flipped at random.
+    def _equal_shard(self, number: int) -> Tensor:
+        """Indices of this rank's images in the order of epoch `number`, (steps x batches x batch size,) int64."""
+        self.sampler.set_epoch(number)  # NEW: without it, every epoch would have the same order
+        return torch.tensor(list(self.sampler))[: self.steps * self.grad_accum_steps * self.batch_size]
+
+    def _unequal_shard(self, number: int, batch_sizes: Sequence[int]) -> Tensor:
+        """The same where the ranks have different batch sizes.
+
+        A serial run with the whole global batch takes the images in the same order: each of its batches is split.
+        """
+        everything = DistributedSampler(range(len(self.images)), num_replicas=1, rank=0, seed=self.sampler.seed)
+        everything.set_epoch(number)
+        joined, rank = sum(batch_sizes), self.world.rank
+        order = torch.tensor(list(everything))[: self.steps * self.grad_accum_steps * joined]
+        return order.view(-1, joined).split(list(batch_sizes), dim=1)[rank].flatten()
+
+    def _batches(self, order: Tensor, size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """The images in this order, `size` at a time, cropped and flipped at random.
 
         Without augmentation, small images are prepared many batches at a time: for the MLP on MNIST, preparing each
         batch separately takes 5 % of a step.
         """
-        fitting = CACHE_VALUES // (self.batch_size * self.images.images[0].numel())
+        fitting = CACHE_VALUES // (size * self.images.images[0].numel())
         batches = 1 if self.padding or self.flip else max(1, fitting)
-        for index in order.split(batches * self.batch_size):
+        for index in order.split(batches * size):
             images = self.normalize(crop_and_flip(self.images.images, index, self.padding, self.flip, generator))
             labels = self.images.labels[index.to(self.device)]
-            yield from zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
+            yield from zip(images.split(size), labels.split(size), strict=True)
 
 
 class Normalize:

@@ -24,6 +24,7 @@ from ddp_workbook.distributed.ddp import (
 from ddp_workbook.distributed.process_group import World
 from ddp_workbook.errors import diverged
 from ddp_workbook.records.run import EpochRecord
+from ddp_workbook.training.balance import loss_weight
 from ddp_workbook.training.datasets import Dataset
 from ddp_workbook.training.loader import Batch, TrainLoader, evaluation_batches
 from ddp_workbook.training.metrics import StepOutput
@@ -45,9 +46,11 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     precision: Precision,
     smoothing: float,
+    weight: float = 1.0,
 ) -> list[StepOutput]:
     """One optimizer step over `batches`; under DDP the backward pass of the last one averages the gradients.
 
+    `weight`: this rank's batch size divided by the mean one, where --balance makes them differ (balance.loss_weight).
     Returns the output of each batch, still on the device: nothing waits, and nothing is counted yet.
     """
     optimizer.zero_grad(set_to_none=True)
@@ -57,7 +60,7 @@ def train_step(
             with precision.autocast():
                 logits = model(images)
                 loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
-            precision.scaler.scale(loss).backward(torch.full_like(loss, 1 / len(batches)))
+            precision.scaler.scale(loss).backward(torch.full_like(loss, weight / len(batches)))
         outputs.append(StepOutput(loss.detach(), logits.detach(), labels))
     precision.scaler.step(optimizer)
     precision.scaler.update()
@@ -72,8 +75,9 @@ def train_epoch(
     Returns mean loss and accuracy over the images of all ranks.
     """
     state.model.train()
-    for batches in loader.epoch(state.epoch + 1, state.partial.step):
-        outputs = train_step(state.model, batches, state.optimizer, state.precision, config.label_smoothing)
+    weight = loss_weight(state.batch_sizes, loader.world.rank)  # NEW: 1, unless --balance splits the batch unequally
+    for batches in loader.epoch(state.epoch + 1, state.partial.step, state.batch_sizes):
+        outputs = train_step(state.model, batches, state.optimizer, state.precision, config.label_smoothing, weight)
         state.schedule.step()
         state.partial.metrics.add(outputs)
         for callback in callbacks:
@@ -144,7 +148,7 @@ def fit(
         seconds = state.partial.clock.seconds
         communication = add_communication(state.partial.communication, take_communication(state.model))  # NEW
         started = time.perf_counter()
-        average_buffers(state.model)  # NEW: all ranks test the same model
+        average_buffers(state.model, loss_weight(state.batch_sizes, world.rank))  # NEW: all ranks test the same model
         batches = evaluation_batches(test, loader.normalize, world)
         tested = evaluate(unwrap(state.model), batches, len(data.classes), state.precision)
         if not math.isfinite(tested.loss):  # caused by the last step; all ranks see the same

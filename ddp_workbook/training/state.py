@@ -16,6 +16,7 @@ from ddp_workbook.devices import Precision
 from ddp_workbook.distributed.ddp import MeteredDDP, unwrap
 from ddp_workbook.distributed.process_group import World
 from ddp_workbook.records.run import Communication, EpochRecord
+from ddp_workbook.training.balance import given_batch_sizes
 from ddp_workbook.training.datasets import Dataset
 from ddp_workbook.training.loader import steps_per_epoch
 from ddp_workbook.training.metrics import RunningMetrics
@@ -75,6 +76,8 @@ class TrainingState:
     epoch: int = 0
     partial: PartialEpoch = field(default_factory=PartialEpoch)
     history: list[EpochRecord] = field(default_factory=list)
+    batch_sizes: list[int] | None = None
+    """Images of each rank in a batch, where --balance splits them; None: config.batch_size on every rank."""
 
     @property
     def device(self) -> torch.device:
@@ -98,7 +101,8 @@ class TrainingState:
 def build_state(config: TrainConfig, data: Dataset, world: World, device: torch.device) -> TrainingState:
     """Model, optimizer and schedule at the start of a run, the same on every rank.
 
-    Raises InputError when the precision asked for is not available, or a rank's images cannot fill one step.
+    Raises InputError when the precision asked for is not available, a rank's images cannot fill one step, or --balance
+    has not one share for each rank.
     """
     torch.manual_seed(config.seed)  # the same weights on all ranks
     model = build_model(config, len(data.classes)).to(device, memory_format=torch.channels_last)
@@ -107,7 +111,9 @@ def build_state(config: TrainConfig, data: Dataset, world: World, device: torch.
     optimizer = build_optimizer(model, config, processes=world.size)  # its rate follows the global batch
     steps = steps_per_epoch(len(data.train), config, world)
     schedule = build_schedule(optimizer, config, steps)
-    return TrainingState(model, optimizer, schedule, Precision.of(config, device), config.epochs, steps)
+    state = TrainingState(model, optimizer, schedule, Precision.of(config, device), config.epochs, steps)
+    state.batch_sizes = given_batch_sizes(config, world.size)
+    return state
 
 
 def restart(state: TrainingState, config: TrainConfig, data: Dataset, world: World, seed: int) -> None:

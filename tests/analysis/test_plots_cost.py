@@ -55,29 +55,47 @@ def test_a_cost_that_could_be_nothing_is_called_so():
 
 
 def test_the_timeline_compares_with_a_real_step_without_averaging():
-    """The measured step ends at 13 ms, the median step under no_sync at 10.1 ms; 2 ms come after the last gradient."""
+    """On rank 0 the measured step ends at 13 ms, the median step under no_sync at 10.1 ms.
+
+    2 ms come after the last gradient.
+    """
     figure = plots_cost.timeline(make_breakdown())
     ax = figure.axes[0]
     rows = {}
     for row, left, width in bars(ax):
-        rows.setdefault(round(row), []).append((round(left, 6), round(left + width, 6)))
-    assert rows[0][-1][1] == pytest.approx(10.1)
-    assert rows[1][-1][1] == pytest.approx(13)
-    assert rows[2] == [(6, 9), (9, 9)]
-    assert rows[3] == [(10, 10), (10, 12)]
-    assert [label.get_text() for label in ax.get_yticklabels()][2:] == [
-        "bucket 1 (last layers)",
-        "bucket 2 (first layers)",
-    ]
-    assert "+2.9 ms" in [text.get_text() for text in ax.texts]
+        rows.setdefault(round(row, 6), []).append((round(left, 6), round(left + width, 6)))
+    drawn = [rows[row] for row in sorted(rows)]
+    assert drawn[0][-1][1] == pytest.approx(10.1)
+    assert (drawn[1][0][0], drawn[1][-1][1]) == pytest.approx((0, 13))
+    assert drawn[2:4] == [[(6, 9), (9, 9)], [(10, 10), (10, 12)]]
+    assert (drawn[4][0][0], drawn[4][-1][1]) == pytest.approx((1, 13.5))
+    assert drawn[5:] == [[(6.5, 9.1), (9.1, 9.1)], [(10.5, 10.5), (10.5, 11.9)]]
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    buckets = ["bucket 1 (last layers)", "bucket 2 (first layers)"]
+    assert names[1:] == ["rank 0 computes", *buckets, "rank 1 computes", *buckets]
+    texts = [text.get_text() for text in ax.texts]
+    assert {"+2.9 ms", "1.91 MiB", "977 KiB"} <= set(texts)
     assert finding(figure).startswith(
-        "2.0 ms of the all-reduces come after the last gradient: this step is 2.9 ms longer"
+        "2.0 ms of the all-reduces come after rank 0's last gradient: this step is 2.9 ms longer"
+    )
+
+
+def test_waiting_for_a_slow_rank_is_in_the_title():
+    """Rank 1 fills its last bucket at 11.5 ms, rank 0 at 10 ms; at 12 ms both have the sum."""
+    record = make_breakdown()
+    first, second = record.timelines
+    late = second.buckets[1].model_copy(update={"ready": 0.0115})
+    slow = second.model_copy(update={"buckets": [second.buckets[0], late]})
+    record = record.model_copy(update={"timelines": [first, slow]})
+    assert "after rank 0's last gradient, 1.50 ms of it waiting for rank 1: this step" in finding(
+        plots_cost.timeline(record)
     )
 
 
 def test_the_reason_why_backward_is_slower_is_given_on_cpus_only():
-    hidden = make_breakdown().timeline.model_copy(update={"buckets": make_breakdown().timeline.buckets[:1]})
-    record = make_breakdown().model_copy(update={"timeline": hidden.model_copy(update={"marks": [0, 0, 0, 0, 0.03]})})
+    record = make_breakdown()
+    hidden = record.timeline.model_copy(update={"buckets": record.timeline.buckets[:1], "marks": [0, 0, 0, 0, 0.03]})
+    record = record.model_copy(update={"timelines": [hidden]})
     assert "the same cores send" in finding(plots_cost.timeline(record))
     gpu = record.environment.model_copy(update={"device": "cuda"})
     assert "cores" not in finding(plots_cost.timeline(record.model_copy(update={"environment": gpu})))

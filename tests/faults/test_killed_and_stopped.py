@@ -107,11 +107,13 @@ def undisturbed(folder, launcher, *flags):
     return done - begun, run.result()
 
 
-def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(tmp_path):
-    seconds, expected = undisturbed(tmp_path / "plain", TORCHRUN, "--checkpoint-every", "20")
+@pytest.mark.parametrize("balance", ["equal", "1:2"])
+def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(balance, tmp_path):
+    flags = ("--checkpoint-every", "20", "--balance", balance)
+    seconds, expected = undisturbed(tmp_path / "plain", TORCHRUN, *flags)
     recovery, exact = [], 0
-    for number in range(1, tries(50) + 1):
-        run = Run(tmp_path / str(number), [*TORCHRUN, "--max-restarts=3"], "--checkpoint-every", "20")
+    for number in range(1, tries(25) + 1):
+        run = Run(tmp_path / str(number), [*TORCHRUN, "--max-restarts=3"], *flags)
         run.wait_for(BEGUN)
         victim = run.rank(DRAWS.randrange(2))
         time.sleep(DRAWS.uniform(0, 0.9 * seconds))

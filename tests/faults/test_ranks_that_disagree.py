@@ -70,6 +70,8 @@ def with_another(name, settings):
         candidates = get_args(hint)
     elif hint in (bool, bool | None):
         candidates = (True, False)
+    elif hint is str:
+        candidates = ("auto",)
     elif hint is Path:
         candidates = (value / "elsewhere",)
     else:

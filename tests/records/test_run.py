@@ -59,6 +59,11 @@ def edit(path, change):
         (lambda r: r["confusion"].pop(), "confusion must be 2 x 2"),
         (lambda r: r["confusion"][0].__setitem__(0, 5), "confusion counts"),
         (lambda r: r["peak_memory_bytes"].append(1), "peak_memory_bytes must have 1 entries"),
+        (lambda r: r["world"].update(batch_sizes=[32, 32]), "world.batch_sizes must have one entry per process"),
+        (lambda r: r["world"].update(batch_sizes=[63]), "together the global batch"),
+        (lambda r: r["world"].update(batch_sizes=[0]), "world.batch_sizes"),
+        (lambda r: r["world"].update(batch_sizes=[64]), "config.balance is 'equal'"),
+        (lambda r: r["config"].update(balance="auto"), "world.batch_sizes is None, but config.balance is 'auto'"),
         (lambda r: r.update(correct_images="no bits"), "correct_images is not base64"),
         (lambda r: r.update(correct_images="/ä=="), "correct_images is not base64"),
         (lambda r: r.update(correct_images=pack_bits([True] * 180)), "a bit for each of the 200 test images"),
@@ -132,6 +137,7 @@ def test_a_record_without_correct_images_is_read(tmp_path):
 def with_old_fields(record):
     """Rename the configuration's fields to what they were called before; no record may have both names."""
     config = record["config"]
+    del config["balance"]
     for new, old in (
         ("grad_accum_steps", "accumulate"), ("base_batch_size", "lr_batch"), ("head_lr_scale", "head_lr"),
     ):  # fmt: skip

@@ -52,6 +52,14 @@ def test_old_field_names_are_read(tmp_path, record, names):
     assert load_record(type(record), tmp_path / "old.json") == record
 
 
+def test_an_old_breakdown_has_the_timeline_of_rank_0_alone(tmp_path):
+    record = make_breakdown()
+    content = json.loads(record.model_dump_json())
+    content["timeline"] = content.pop("timelines")[0]
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    assert load_record(StepBreakdown, tmp_path / "old.json").timelines == record.timelines[:1]
+
+
 def test_the_old_name_of_the_upper_bound_is_written_no_more():
     content = json.loads(make_benchmark().model_dump_json())
     content["configurations"][2]["role"] = "bound"
@@ -69,7 +77,12 @@ def test_the_old_name_of_the_upper_bound_is_written_no_more():
             BenchmarkRecord, make_benchmark(), lambda r: r["configurations"][0]["images_per_second"].pop(),
             "images_per_second must have as many rounds in each configuration",
         ),
-        (StepBreakdown, make_breakdown(), lambda r: r["timeline"]["marks"].pop(), "timeline.marks"),
+        (StepBreakdown, make_breakdown(), lambda r: r["timelines"][1]["marks"].pop(), "timelines.1.marks"),
+        (StepBreakdown, make_breakdown(), lambda r: r.update(processes=3), "timelines must have 3 entries"),
+        (
+            StepBreakdown, make_breakdown(), lambda r: r["timelines"][1]["buckets"].pop(),
+            "timelines must have the same buckets on every rank",
+        ),
         (StepBreakdown, make_breakdown(), lambda r: r.update(processes=1), "processes"),
         (StepBreakdown, make_breakdown(), lambda r: r.pop("synced"), "synced"),
         (BatchSweep, make_sweep(), lambda r: r["points"][0].update(synced=[0.1]), "points.0.synced"),

@@ -46,6 +46,12 @@ def test_a_finished_model_comes_back_with_its_configuration(saved, config):
     assert torch.equal(other.bias, model.bias)
 
 
+def test_a_checkpoint_of_an_earlier_version_has_equal_batches(tmp_path, config):
+    path, training = tmp_path / "step-000001.pt", dict.fromkeys(TRAINING_FIELDS - {"batch_sizes"}, 0)
+    write_checkpoint(path, config, "0" * 64, nn.Linear(3, 2), training)
+    assert read_checkpoint(path)["training"] == training | {"batch_sizes": None}
+
+
 def test_weights_of_another_network_are_refused(saved):
     path, _ = saved
     with pytest.raises(InputError, match="another network"):
