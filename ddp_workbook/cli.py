@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from ddp_workbook.config import CommHookName
+from ddp_workbook.config import CommHookName, TrainConfig, flag
 from ddp_workbook.course.interrupts import Interrupted, stop_signals_raise
 from ddp_workbook.errors import InputError, error_line
 from ddp_workbook.flags import parse_command
@@ -60,42 +60,74 @@ def run(
 
 def bench(
     recipe: str = "cnn-digits",
-    process_counts: tuple[int, ...] = (2, 4, 8),
-    repeats: int = 5,
+    process_counts: tuple[int, ...] | None = None,
+    repeats: int | None = None,
     steps: int | None = None,
     epochs: int | None = None,
-    scaling: Literal["strong", "weak"] = "strong",
-    comm_hook: CommHookName = "allreduce",
+    scaling: Literal["strong", "weak"] | None = None,
+    comm_hook: CommHookName | None = None,
+    map: bool = False,
+    largest_batch: int | None = None,
     output_dir: Path = Path("results"),
     data_dir: Path = Path("data"),
 ) -> None:
     """Time a recipe on several process counts, interleaved with serial baselines and a no-communication upper bound.
 
+    With --map, find for every network from which global batch on several processes pay.
+
     Args:
         recipe: Named run. All processes live at once; a ResNet-50 takes 1 to 2 GB in each.
-        process_counts: Numbers of processes to time.
-        repeats: Rounds; in each of them every configuration takes its turn, with new weights.
+        process_counts: Numbers of processes to time (default: 2 4 8; with --map one number, 2).
+        repeats: Rounds; in each of them every configuration takes its turn, with new weights (default: 5).
         steps: Optimizer steps of each configuration per round (default: 50, for a ResNet-50 2).
         epochs: Instead of steps: train this many whole epochs per round, and test.
-        scaling: Strong: the recipe's global batch is split among the processes; weak: each process gets all of it.
-        comm_hook: How gradients are all-reduced; shared-memory works on CPUs.
-        output_dir: Gets a new folder experiment_<time>; or the folder of an unfinished experiment, to continue it.
+        scaling: Strong: the recipe's global batch is split among the processes (default); weak: each gets all of it.
+        comm_hook: How gradients are all-reduced (default: allreduce); shared-memory works on CPUs.
+        map: Instead: every network on the recipe's data set at growing batches; takes half an hour or longer.
+        largest_batch: End of the map, in images (default: where all of it pays, or memory or the images end).
+        output_dir: Gets a new folder experiment_<time>; or the folder of an unfinished experiment, to continue it. A map
+            goes to <recipe>/ in it; the same command continues an unfinished one.
         data_dir: Folder with CIFAR-10 and MNIST.
     """
+    if steps is not None and epochs is not None:
+        raise InputError("give either --steps or --epochs, not both")
+    config = replace(serial_recipe(recipe), data_dir=data_dir)
+    if map:
+        _refuse("--map", repeats=repeats, steps=steps, epochs=epochs, scaling=scaling, comm_hook=comm_hook)
+        _bench_map(config, process_counts or (2,), largest_batch, output_dir)
+        return
+    _refuse("an experiment without --map", largest_batch=largest_batch)
     from ddp_workbook.measurement.benchmark import steps_per_round
     from ddp_workbook.measurement.experiment import describe, metrics, run_experiment
 
-    if steps is not None and epochs is not None:
-        raise InputError("give either --steps or --epochs, not both")
-    config = replace(serial_recipe(recipe), data_dir=data_dir, comm_hook=comm_hook)
+    config = replace(config, comm_hook=comm_hook or "allreduce")
     if epochs is not None:
         config = replace(config, epochs=epochs)
     elif steps is None:
         steps = steps_per_round(config.model)
     elif steps < 1:
         raise InputError(f"--steps must be at least 1, not {steps}")
-    record, folder = run_experiment(config, process_counts, repeats, steps, scaling, output_dir)
+    counts = (2, 4, 8) if process_counts is None else process_counts
+    rounds = 5 if repeats is None else repeats
+    record, folder = run_experiment(config, counts, rounds, steps, scaling or "strong", output_dir)
     print(f"\n{describe(metrics(record))}\n\nresults and figures: {folder}")
+
+
+def _bench_map(config: TrainConfig, process_counts: tuple[int, ...], largest: int | None, output_dir: Path) -> None:
+    from ddp_workbook.analysis.break_even import read_map
+    from ddp_workbook.measurement.batch_map import FIGURE, map_batches
+
+    if len(process_counts) != 1:
+        raise InputError(f"--map takes one process count, not {len(process_counts)}, as in --process-counts 2")
+    record, folder = map_batches(config, process_counts[0], largest, output_dir)
+    print(f"\n{read_map(record)}\n\nfigure: {folder / FIGURE}")
+
+
+def _refuse(what: str, **flags: object) -> None:
+    """Raise InputError for a flag that was given and that `what` cannot use."""
+    for name, value in flags.items():
+        if value is not None:
+            raise InputError(f"{flag(name)} has no meaning for {what}; leave it out")
 
 
 def predict(
