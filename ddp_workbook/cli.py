@@ -85,8 +85,8 @@ def bench(
         comm_hook: How gradients are all-reduced (default: allreduce); shared-memory works on CPUs.
         map: Instead: every network on the recipe's data set at growing batches; takes half an hour or longer.
         largest_batch: End of the map, in images (default: where all of it pays, or memory or the images end).
-        output_dir: Gets a new folder experiment_<time>; or the folder of an unfinished experiment, to continue it. A map
-            goes to <recipe>/ in it; the same command continues an unfinished one.
+        output_dir: Gets a new folder experiment_<time>; or the folder of an unfinished experiment, to continue it.
+            A map goes to <recipe>/ in it; the same command continues an unfinished one.
         data_dir: Folder with CIFAR-10 and MNIST.
     """
     if steps is not None and epochs is not None:
