@@ -118,8 +118,8 @@ def test_a_slow_round_does_not_stretch_the_scale():
         ),
         (
             make_map(NetworkMap(model="cnn", points=[make_point(16, [0.9, 1.05, 1.2], [1.0] * 3)])),
-            "may pay from a global batch of 16 images or less on, but are not shown to up to 16 images, the largest one "
-            "so far.",
+            "may pay from a global batch of 16 images or less on, but are not shown to up to 16 images, the "
+            "largest one so far.",
         ),
         (
             make_map(NetworkMap(model="cnn", points=[make_point(16, [0.8, 0.9, 1.2], [1.0] * 3)])),

@@ -22,7 +22,7 @@ CONFIG = replace(RECIPES["mlp-digits"], dropout=0.0, precision="fp32", device="c
 
 
 class FakePool:
-    """Answers in place of worker processes; the slower of two ranks takes `seconds` a step, times the round's factor."""
+    """Answers in place of worker processes: the slower of two ranks takes `seconds` a step, times a round's factor."""
 
     def __init__(self, seconds, processes, log, factors=()):
         self.seconds, self.processes, self.log, self.factors = seconds, processes, log, iter(factors)
