@@ -139,8 +139,8 @@ def courseworks_table(reference: Path) -> list[str]:
 def seeds_table(reference: Path) -> list[str]:
     """Accuracies of several seeds as mean and range, a row for each recipe whose reference has a study of seeds."""
     lines = [
-        "| recipe | seeds | accuracy, serial: mean (range) | accuracy, distributed: mean (range) | mean difference in points "
-        "(95 % over seeds) | standard deviation by the choice of test images, points |",
+        "| recipe | seeds | accuracy, serial: mean (range) | accuracy, distributed: mean (range) "
+        "| mean difference in points (95 % over seeds) | standard deviation by the choice of test images, points |",
         "|---|---|---|---|---|---|",
     ]
     studies = [load_record(SeedStudy, path) for path in sorted(reference.glob("*/seeds.json"))]

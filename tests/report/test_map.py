@@ -40,5 +40,5 @@ def test_a_map_of_another_machine_is_left_out_and_named(record, tmp_path):
 
 
 def test_a_map_that_does_not_fit_is_refused(record, tmp_path):
-    with pytest.raises(InputError, match="batch_map.json does not fit: processes"):
+    with pytest.raises(InputError, match=r"batch_map\.json does not fit: processes"):
         report_with(record.model_copy(update={"processes": 1}), tmp_path)
