@@ -46,7 +46,7 @@ from ddp_workbook.training.datasets import load_dataset
 FILE, UNFINISHED, FIGURE = "batch_map.json", "batch_map_unfinished.json", "batch_map.png"
 ROUNDS = SAMPLES_NEEDED
 ROUNDS_AT_MOST = 4 * ROUNDS
-SECONDS_AT_MOST = 120  # for a point; then it gets no further rounds, and may be marked as not settled
+SECONDS_AT_MOST = 60  # for a point; then it gets no further rounds, and may be marked as not settled
 SECONDS_PER_PART = 0.25  # a configuration's part of a round
 STEPS_AT_MOST = 50
 WARM_UP_STEPS = 2

@@ -84,7 +84,7 @@ def test_a_slow_round_of_six_moves_a_shown_value_by_less_than_its_interval(kind,
             assert abs(after.value - before.value) < before.high - before.low
             assert not needs_no_more_rounds(planted(network, kind, number).points[-1])  # it gets further rounds
         pays, moved = break_even(clean), break_even(slow)
-        assert abs(moved.value - pays.value) < pays.high - pays.low
+        assert pays.low <= moved.value <= pays.high  # an end may be open
 
 
 def test_a_round_in_which_the_whole_machine_is_slow_moves_nothing():
@@ -99,7 +99,7 @@ def test_a_slow_round_does_not_stretch_the_scale():
     for kind in (None, "distributed", "serial"):
         figure = plots_map.batch_map(make_map(planted(network, kind, 2)))
         limits.append(figure.axes[0].get_ylim()[1])
-    assert limits == pytest.approx([limits[0]] * 3, rel=0.05)
+    assert limits == pytest.approx([limits[0]] * 3, rel=0.1)  # one round is three times as high
 
 
 @pytest.mark.parametrize(
