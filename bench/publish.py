@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ddp_workbook.analysis.costmodel import exposed, slowest, summed_collectives
+from ddp_workbook.analysis.seeds import images_deviation, mean_difference, spread
 from ddp_workbook.analysis.speedup import over_all_cores, speedup, speedup_table
 from ddp_workbook.analysis.tables import table_column
 from ddp_workbook.course.notebook import latest_experiment
@@ -24,6 +25,7 @@ from ddp_workbook.measurement.experiment import load_experiment
 from ddp_workbook.recipes import get_recipe
 from ddp_workbook.records.files import load_record, save_text
 from ddp_workbook.records.run import load_run
+from ddp_workbook.records.seeds import SeedStudy
 from ddp_workbook.records.timing import BenchmarkRecord, PerformanceMetrics, StepBreakdown
 
 KEPT = ("*.json", "*.png", "*.csv", "*.txt", "*.pdf")
@@ -104,7 +106,8 @@ def readme_table(reference: Path) -> str:
         + (f"; with a whole batch each at {weak.environment.git_commit}" if weak else "")
         + "). The two trainings happened one after the other, so the ratio of their times is another number.",
     ]
-    return "\n".join([*lines, "", *courseworks_table(reference)])
+    tables = (lines, courseworks_table(reference), seeds_table(reference))
+    return "\n\n".join("\n".join(table) for table in tables if table)
 
 
 def courseworks_table(reference: Path) -> list[str]:
@@ -131,6 +134,24 @@ def courseworks_table(reference: Path) -> list[str]:
             f"`{recipe}` in {metrics.rounds} rounds of {metrics.steps} steps at {metrics.environment.git_commit}"
         )
     return [*lines, "", f"Speedups timed: {'; '.join(timed)}."] if timed else []
+
+
+def seeds_table(reference: Path) -> list[str]:
+    """Accuracies of several seeds as mean and range, a row for each recipe whose reference has a study of seeds."""
+    lines = [
+        "| recipe | seeds | accuracy, serial: mean (range) | accuracy, distributed: mean (range) "
+        "| mean difference in points (95 % over seeds) | standard deviation by the choice of test images, points |",
+        "|---|---|---|---|---|---|",
+    ]
+    studies = [load_record(SeedStudy, path) for path in sorted(reference.glob("*/seeds.json"))]
+    for study in studies:
+        serial, distributed = (spread(study.accuracies(kind)).text for kind in ("baseline", "distributed"))
+        difference = mean_difference(study).text("+.2f", scale=100)
+        by_images = f"{100 * images_deviation(study, 'baseline'):.2f}"
+        lines.append(
+            f"| `{study.recipe}` | {len(study.pairs)} | {serial} | {distributed} | {difference} | {by_images} |"
+        )
+    return lines if studies else []
 
 
 def insert_table(readme: str, table: str) -> str:

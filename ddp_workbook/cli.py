@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from ddp_workbook.config import CommHookName
+from ddp_workbook.config import CommHookName, TrainConfig, flag
 from ddp_workbook.course.interrupts import Interrupted, stop_signals_raise
 from ddp_workbook.errors import InputError, error_line
 from ddp_workbook.flags import parse_command
@@ -60,41 +60,64 @@ def run(
 
 def bench(
     recipe: str = "cnn-digits",
-    process_counts: tuple[int, ...] = (2, 4, 8),
-    repeats: int = 5,
+    process_counts: tuple[int, ...] | None = None,
+    repeats: int | None = None,
     steps: int | None = None,
     epochs: int | None = None,
-    scaling: Literal["strong", "weak"] = "strong",
-    comm_hook: CommHookName = "allreduce",
+    scaling: Literal["strong", "weak"] | None = None,
+    comm_hook: CommHookName | None = None,
+    map: bool = False,
+    largest_batch: int | None = None,
+    seeds: int | None = None,
     output_dir: Path = Path("results"),
     data_dir: Path = Path("data"),
 ) -> None:
     """Time a recipe on several process counts, interleaved with serial baselines and a no-communication upper bound.
 
+    With --map, find for every network from which global batch on several processes pay. With --seeds, train.
+
     Args:
         recipe: Named run. All processes live at once; a ResNet-50 takes 1 to 2 GB in each.
-        process_counts: Numbers of processes to time.
-        repeats: Rounds; in each of them every configuration takes its turn, with new weights.
+        process_counts: Numbers of processes to time (default: 2 4 8; with --map or --seeds one number, 2).
+        repeats: Rounds; in each of them every configuration takes its turn, with new weights (default: 5).
         steps: Optimizer steps of each configuration per round (default: about half a second of them).
-        epochs: Instead of steps: train this many whole epochs per round, and test.
-        scaling: Strong: the recipe's global batch is split among the processes; weak: each process gets all of it.
-        comm_hook: How gradients are all-reduced; shared-memory works on CPUs.
+        epochs: Instead of steps: train this many whole epochs per round, and test. With --seeds: epochs of each run.
+        scaling: Strong: the recipe's global batch is split among the processes (default); weak: each gets all of it.
+        comm_hook: How gradients are all-reduced (default: allreduce); shared-memory works on CPUs.
+        map: Instead: every network on the recipe's data set at growing batches; takes half an hour or longer.
+        largest_batch: End of the map, in images (default: where all of it pays, or memory or the images end).
+        seeds: Instead: train so many seeds to their end, serial and distributed, and compare the accuracies.
         output_dir: Gets a new folder experiment_<time>; or the folder of an unfinished experiment, to continue it.
+            A map and a study of seeds go to <recipe>/ in it; the same command continues them.
         data_dir: Folder with CIFAR-10 and MNIST.
     """
+    if steps is not None and epochs is not None:
+        raise InputError("give either --steps or --epochs, not both")
+    config = replace(serial_recipe(recipe), data_dir=data_dir)
+    if map:
+        others = {"repeats": repeats, "steps": steps, "epochs": epochs, "scaling": scaling, "comm_hook": comm_hook}
+        _refuse("--map", seeds=seeds, **others)
+        _bench_map(config, _one_count("--map", process_counts), largest_batch, output_dir)
+        return
+    _refuse("anything but --map", largest_batch=largest_batch)
+    if seeds is not None:
+        _refuse("--seeds", repeats=repeats, steps=steps, scaling=scaling, comm_hook=comm_hook)
+        config = config if epochs is None else replace(config, epochs=epochs)
+        _bench_seeds(config, seeds, _one_count("--seeds", process_counts), output_dir)
+        return
     from ddp_workbook.measurement.benchmark import steps_per_round
     from ddp_workbook.measurement.experiment import describe, metrics, run_experiment
 
-    if steps is not None and epochs is not None:
-        raise InputError("give either --steps or --epochs, not both")
-    config = replace(serial_recipe(recipe), data_dir=data_dir, comm_hook=comm_hook)
+    config = replace(config, comm_hook=comm_hook or "allreduce")
     if epochs is not None:
         config = replace(config, epochs=epochs)
     elif steps is None:
         steps = steps_per_round(config.model)
     elif steps < 1:
         raise InputError(f"--steps must be at least 1, not {steps}")
-    record, folder = run_experiment(config, process_counts, repeats, steps, scaling, output_dir)
+    counts = (2, 4, 8) if process_counts is None else process_counts
+    rounds = 5 if repeats is None else repeats
+    record, folder = run_experiment(config, counts, rounds, steps, scaling or "strong", output_dir)
     print(f"\n{describe(metrics(record))}\n\nresults and figures: {folder}")
 
 
@@ -124,6 +147,37 @@ def trace(
     config = replace(serial_recipe(recipe), data_dir=data_dir, results_dir=results_dir, comm_hook=comm_hook)
     breakdown, folder = record_step(config, processes, slow_ms, profiler)
     print(f"{describe(breakdown)}\n\nopen in ui.perfetto.dev: {folder / TRACE}")
+
+
+def _one_count(what: str, process_counts: tuple[int, ...] | None) -> int:
+    """The only number of processes. Raises InputError for several."""
+    counts = (2,) if process_counts is None else process_counts
+    if len(counts) != 1:
+        raise InputError(f"{what} takes one process count, not {len(counts)}, as in --process-counts 2")
+    return counts[0]
+
+
+def _bench_map(config: TrainConfig, processes: int, largest: int | None, output_dir: Path) -> None:
+    from ddp_workbook.analysis.break_even import read_map
+    from ddp_workbook.measurement.batch_map import FIGURE, map_batches
+
+    record, folder = map_batches(config, processes, largest, output_dir)
+    print(f"\n{read_map(record)}\n\nfigure: {folder / FIGURE}")
+
+
+def _bench_seeds(config: TrainConfig, seeds: int, processes: int, output_dir: Path) -> None:
+    from ddp_workbook.analysis.seeds import read_seeds
+    from ddp_workbook.course.seed_runs import FIGURE, study_seeds
+
+    study, folder = study_seeds(config, seeds, processes, output_dir)
+    print(f"\n{read_seeds(study)}\n\nfigure: {folder / FIGURE}")
+
+
+def _refuse(what: str, **flags: object) -> None:
+    """Raise InputError for a flag that was given and that `what` cannot use."""
+    for name, value in flags.items():
+        if value is not None:
+            raise InputError(f"{flag(name)} has no meaning for {what}; leave it out")
 
 
 def predict(

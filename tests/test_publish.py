@@ -6,6 +6,7 @@ import pytest
 from conftest import ROOT
 from helper_bad_invocations import finish_course
 from helper_records import make_benchmark
+from helper_seeds import count_study
 
 from ddp_workbook.analysis.speedup import over_all_cores
 from ddp_workbook.course.runner import COURSE
@@ -76,6 +77,15 @@ def test_a_coursework_has_a_row_where_there_is_a_reference(publish, reference):
     assert lines[-1] == "Speedups timed: `cnn-mnist` in 5 rounds of 4 steps at 0123456789."
     (reference / "cnn-mnist" / "experiment" / METRICS).unlink()
     assert publish.courseworks_table(reference) == []
+
+
+def test_seeds_stand_in_the_table_as_mean_and_range(publish, reference):
+    assert publish.seeds_table(reference) == []
+    save_record(count_study(), reference / "cnn-mnist" / "seeds.json")
+    row = publish.seeds_table(reference)[-1]
+    assert row.startswith("| `cnn-digits` | 3 | 92.00 % (90.00 to 94.00) | 93.00 % (91.00 to 96.00) | +1.00 [")
+    assert row.endswith("| 2.71 |")
+    assert row in publish.readme_table(reference).splitlines()
 
 
 def test_only_what_is_between_the_markers_is_replaced(publish):

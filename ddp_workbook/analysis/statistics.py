@@ -52,6 +52,15 @@ def mean_interval(samples: Sequence[float]) -> Interval:
     return t_interval(float(values.mean()), [(error, len(values) - 1)])
 
 
+def deviation_interval(samples: Sequence[float]) -> Interval:
+    """Standard deviation of independent normal samples, at least two, with its chi-squared interval."""
+    values = np.asarray(samples, dtype=float)
+    freedom, deviation = len(values) - 1, float(values.std(ddof=1))
+    ends = stats.chi2.ppf([(1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2], freedom)
+    low, high = (float(deviation * (freedom / end) ** 0.5) for end in ends)
+    return Interval(deviation, low, high)
+
+
 def t_interval(value: float, parts: Sequence[tuple[float, int]]) -> Interval:
     """A value whose error has independent parts, each with (standard error, degrees of freedom).
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import typst
 from matplotlib.figure import Figure
 
-from ddp_workbook.analysis import plots, plots_cost, plots_speed
+from ddp_workbook.analysis import plots, plots_cost, plots_map, plots_speed
 from ddp_workbook.errors import InputError
 from ddp_workbook.records.files import write_atomically
 from ddp_workbook.report.costs import costs_content
@@ -63,7 +63,7 @@ def _content(team: Team, inputs: Inputs) -> dict:
 
 
 def _figures(inputs: Inputs) -> dict[str, Figure]:
-    """The figures by name; that of weak scaling only where it was measured."""
+    """The figures by name; those of weak scaling and of the batch map only where they were measured."""
     runs = [inputs.baseline, inputs.distributed]
     histories = [inputs.baseline_history, inputs.distributed_history]
     figures = {
@@ -76,6 +76,8 @@ def _figures(inputs: Inputs) -> dict[str, Figure]:
         "timeline": plots_cost.timeline(inputs.breakdown),
         "pay": plots_cost.pay_panels(inputs.sweep, inputs.baseline.config.model, inputs.shared, inputs.weak),
     }
+    if inputs.batch_map and not inputs.other_map:
+        figures["map"] = plots_map.batch_map(inputs.batch_map)
     if inputs.weak:
         figures["scaling"] = plots_speed.scaling_comparison(inputs.benchmark, inputs.weak)
     return figures

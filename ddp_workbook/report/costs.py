@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ddp_workbook.analysis.break_even import read_map
 from ddp_workbook.analysis.costmodel import Check, check_steps, fit_link
 from ddp_workbook.analysis.speedup import (
     SpeedupRow,
@@ -36,9 +37,18 @@ def costs_content(inputs: Inputs) -> dict:
         "latency_us": f"{1e6 * link.latency:.0f}",
         "bandwidth": f"{link.bandwidth / 1e9:.2f}",
         "sweep_rounds": _rounds(sweep),
+        "map": _map(inputs),
+        "other_map": ", ".join(inputs.other_map),
         "checks": [_check(check) for check in checks],
         "claims": claims_table(breakdown, sweep, inputs.benchmark),
     }
+
+
+def _map(inputs: Inputs) -> str | None:
+    """From which batch on it pays: the sentences about the recipe's own network; None without a map of this machine."""
+    if inputs.batch_map is None or inputs.other_map:
+        return None
+    return read_map(inputs.batch_map, inputs.baseline.config.model)
 
 
 def _benchmark(record: BenchmarkRecord) -> dict:

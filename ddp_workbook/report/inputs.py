@@ -11,6 +11,7 @@ from ddp_workbook.analysis.speedup import HARDWARE, require_comparable
 from ddp_workbook.analysis.tables import summarize
 from ddp_workbook.config import PATHS, SPLIT, first_difference
 from ddp_workbook.errors import InputError
+from ddp_workbook.records.batch_map import BatchMap
 from ddp_workbook.records.course import CourseSummary
 from ddp_workbook.records.files import load_record
 from ddp_workbook.records.run import HistoryRecord, RunRecord, is_close, load_run, record_paths
@@ -19,6 +20,7 @@ from ddp_workbook.records.timing import BatchSweep, BenchmarkRecord, StepBreakdo
 BACKENDS = {"gloo": "Gloo", "nccl": "NCCL", None: "no backend"}
 SHARED_MEMORY = "shared memory"
 SUMMARY, BENCHMARK, WEAK, SWEEP = "test_summary.json", "benchmark.json", "benchmark_weak.json", "batch_sweep.json"
+MAP = "batch_map.json"
 BREAKDOWN, SHARED_BREAKDOWN = "step_breakdown.json", "step_breakdown_shared_memory.json"
 BASELINE, DISTRIBUTED = (record_paths(Path(), kind)[0].name for kind in ("baseline", "distributed"))
 MAY_DIFFER = PATHS | SPLIT | {"comm_hook"}
@@ -39,6 +41,7 @@ class Inputs:
     weak: BenchmarkRecord | None
     breakdowns: dict[str, StepBreakdown]
     sweep: BatchSweep
+    batch_map: BatchMap | None
 
     @property
     def breakdown(self) -> StepBreakdown:
@@ -60,6 +63,16 @@ class Inputs:
             if getattr(timings, name) != getattr(runs, name)
         ]
 
+    @property
+    def other_map(self) -> list[str]:
+        """In what the batch map differs from the other timings: it is measured on its own, at another time."""
+        if self.batch_map is None:
+            return []
+        ours, theirs = self.batch_map, self.sweep
+        names = [name for name in ("dataset", "processes", "threads") if getattr(ours, name) != getattr(theirs, name)]
+        names += [name for name in HARDWARE if getattr(ours.environment, name) != getattr(theirs.environment, name)]
+        return [name.replace("_", " ") for name in names]
+
 
 def backend_name(run: RunRecord) -> str:
     """The backend of a run as its makers spell it."""
@@ -67,7 +80,7 @@ def backend_name(run: RunRecord) -> str:
 
 
 def load_inputs(run_dir: Path) -> Inputs:
-    """Every record of the folder; the two that older folders lack may be absent.
+    """Every record of the folder; weak scaling, shared memory and the batch map may be absent.
 
     Raises InputError when another record is missing, or one is corrupt or does not agree with the others.
     """
@@ -97,6 +110,7 @@ def load_inputs(run_dir: Path) -> Inputs:
         weak=weak,
         breakdowns=breakdowns,
         sweep=load_record(BatchSweep, run_dir / SWEEP),
+        batch_map=_load_if_there(BatchMap, run_dir / MAP),
     )
     require_one_course(inputs, run_dir)
     return inputs

@@ -5,11 +5,13 @@ from itertools import combinations
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from helper_map import curve_map
 from helper_plots import finding, make_shared, make_waiting, make_weak, points, with_outlier
 from helper_records import make_benchmark, make_breakdown, make_run, make_sweep
+from helper_seeds import count_study
 from matplotlib.text import Text
 
-from ddp_workbook.analysis import plots, plots_cost, plots_ring, plots_speed, plots_style
+from ddp_workbook.analysis import plots, plots_cost, plots_map, plots_ring, plots_seeds, plots_speed, plots_style
 from ddp_workbook.analysis.clusters import Cluster
 from ddp_workbook.analysis.costmodel import Link, ModelCosts
 from ddp_workbook.analysis.speedup import speedup_table
@@ -49,6 +51,8 @@ FIGURES = {
     "one machine": lambda: plots_cost.predicted_on_network(
         ModelCosts(make_sweep(), "mlp"), 64, Link(5e-5, 1e9), 1, "predicted: a recipe"
     ),
+    "batch map": lambda: plots_map.batch_map(curve_map([16, 32, 64, 128], [0.75, 0.85, 0.95, 1.05])),
+    "seeds": lambda: plots_seeds.seeds(count_study()),
     "schedule": lambda: plots.schedule([0.1, 0.2, 0.1], 1),
     "shards": lambda: plots.sampler_shards(np.arange(24).reshape(2, 2, 6), 3),
     "images": lambda: plots.image_row(np.zeros((10, 4, 4, 3), dtype=np.uint8), ["a rather long name"] * 10),
