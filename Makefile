@@ -23,7 +23,7 @@ test: $(READY)
 test-labs: $(READY)
 	LAB_TRIES=$${LAB_TRIES:-1} $(BIN)/pytest tests/labs
 
-# The course on networks without BatchNorm, shortened: all four notebooks and the report of a ViT and of an LSTM.
+# The course of other networks than that of `make test`, shortened: all four notebooks and the report.
 test-courses: $(READY)
 	$(BIN)/pytest tests/courses
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import time
 import tomllib
 from types import SimpleNamespace
@@ -10,10 +9,11 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 from conftest import ROOT
+from helper_whole_course import check_the_report_describes, run_whole_course, words_about_another_network
 from pypdf import PdfReader
 
 from ddp_workbook.course import runner
-from ddp_workbook.course.runner import COURSE, NotebookError, parameters_of, run_course, run_notebook, stale_reason
+from ddp_workbook.course.runner import COURSE, NotebookError, parameters_of, run_notebook, stale_reason
 from ddp_workbook.errors import InputError
 from ddp_workbook.records.course import CourseSummary, NotebookTimes
 from ddp_workbook.records.files import load_record
@@ -29,17 +29,14 @@ WRITTEN = [
 ]  # fmt: skip
 
 
-FEW = {"PAIRS": 4, "ROUNDS": 2, "BATCHES": (8, 16), "BATCH_ROUNDS": 2}
+RECIPE = "vit-digits"  # tests/courses has others
 
 
 @pytest.fixture(scope="module")
 def course(tmp_path_factory):
-    """All four notebooks on the embedded recipe, one epoch, few measurements, in a copy of a reader's files."""
+    """All four notebooks on embedded data, one epoch, few measurements."""
     folder = tmp_path_factory.mktemp("course")
-    for name in (*COURSE, "distributed_train.py", "report.toml"):
-        shutil.copy(ROOT / name, folder / name)
-    shutil.copytree(ROOT / "examples", folder / "examples")
-    run_course(folder, folder / "out", {"RECIPE": "resnet50-digits", "EPOCHS": 1} | FEW)
+    run_whole_course(folder, RECIPE)
     return folder
 
 
@@ -53,11 +50,11 @@ def test_a_notebook_runs_through(course, name):
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_the_course_writes_its_files(course, name):
-    assert (course / "results" / "resnet50-digits" / name).stat().st_size > 100
+    assert (course / "results" / RECIPE / name).stat().st_size > 100
 
 
 def test_the_conclusions_follow_from_the_records(course):
-    folder = course / "results" / "resnet50-digits"
+    folder = course / "results" / RECIPE
     summary = load_record(CourseSummary, folder / "test_summary.json")
     run = json.loads((folder / "distributed_metrics.json").read_text())
     speedup = summary.speedups[0].speedup
@@ -69,8 +66,13 @@ def test_the_conclusions_follow_from_the_records(course):
     assert set(times) == {name.removesuffix(".ipynb") for name in COURSE}
 
 
+def test_it_is_about_its_own_network(course):
+    assert words_about_another_network(course) == []
+    check_the_report_describes("vit", course)
+
+
 def test_a_second_run_reuses_the_finished_one(course):
-    folder = course / "results" / "resnet50-digits"
+    folder = course / "results" / RECIPE
     before = (folder / "baseline_metrics.json").read_bytes()
     run_notebook(course / COURSE[1], course / "again.ipynb", {}, started=0)
     assert (folder / "baseline_metrics.json").read_bytes() == before

@@ -1,48 +1,21 @@
-"""The course on networks without BatchNorm: all four notebooks and the report, shortened. `make test-courses`."""
+"""The course of other networks, shortened: `make test-courses`. `make test` has that of a ViT."""
 
-import re
-import shutil
-
-import nbformat
 import pytest
-from conftest import ROOT
-from pypdf import PdfReader
-
-from ddp_workbook.course.runner import COURSE, run_course
-from ddp_workbook.specs import MODELS
-
-FEW = {"EPOCHS": 2, "PAIRS": 4, "ROUNDS": 2, "BATCHES": (8, 16), "BATCH_ROUNDS": 2}
-OF_RESNET = "ResNet|BatchNorm|convolution|momentum of SGD 0|Nesterov"  # what these networks and their recipes have not
+from helper_whole_course import check_the_report_describes, run_whole_course, words_about_another_network
 
 
-@pytest.fixture(scope="module", params=["vit", "lstm"])
+@pytest.fixture(scope="module", params=["resnet50", "lstm"])
 def course(request, tmp_path_factory):
     """The name of the network, and the folder of its course on the embedded data set."""
     folder = tmp_path_factory.mktemp(request.param)
-    for name in (*COURSE, "distributed_train.py", "report.toml"):
-        shutil.copy(ROOT / name, folder / name)
-    shutil.copytree(ROOT / "examples", folder / "examples")
-    run_course(folder, folder / "out", {"RECIPE": f"{request.param}-digits"} | FEW)
+    run_whole_course(folder, f"{request.param}-digits")
     return request.param, folder
 
 
-def test_the_cells_print_nothing_about_another_network(course):
-    """Words of the cost model's other networks, and of the claims about DDP in general, excepted."""
-    _, folder = course
-    found = []
-    for name in COURSE[1:]:
-        for cell in nbformat.read(folder / "out" / name, as_version=4).cells:
-            texts = [output.get("text", "") for output in cell.get("outputs", []) if output.output_type == "stream"]
-            if "sweep" not in cell.source and "%%ranks" not in cell.source and "# NEW" not in cell.source:
-                found += re.findall(f".*(?:{OF_RESNET}).*", "".join(texts))
-    assert [line for line in found if "0 convolutions" not in line and "1 convolutions" not in line] == []
-
-
-def test_the_report_describes_this_network(course):
+def test_it_is_about_its_own_network(course):
     model, folder = course
-    pages = PdfReader(folder / "results" / f"{model}-digits" / "report.pdf").pages
-    text = re.sub(r"\s+", " ", " ".join(page.extract_text() for page in pages))
-    own = text.split("A cost model")[0]
-    assert re.findall(f".{{40}}(?:{OF_RESNET}).{{40}}", own) == []
-    assert MODELS[model].title in own
-    assert {"vit": "LayerNorm", "lstm": "LSTM layers"}[model] in own
+    if model == "resnet50":
+        assert any("ResNet" in line for line in words_about_another_network(folder))  # so they would be found
+    else:
+        assert words_about_another_network(folder) == []
+        check_the_report_describes(model, folder)
