@@ -75,7 +75,7 @@ class Launch:
 
     def _read(self) -> None:
         for line in self._process.stdout:
-            if not line.startswith(GLOO_LINE):
+            if not GLOO_LINE.search(line):
                 self._lines.put(line.rstrip("\n"))
         self._lines.put(None)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 
 import torch
 from torch.distributed import distributed_c10d
 
-GLOO_LINE = (
-    "[Gloo] Rank "  # "[Gloo] Rank 0 is connected to 1 peer ranks. Expected number of connected peer ranks is : 1"
-)
+# "[Gloo] Rank 0 is connected to 1 peer ranks. Expected number of connected peer ranks is : 1": printed piece by piece,
+# so that the lines of two ranks can be mixed.
+GLOO_LINE = re.compile(r"\[Gloo\] Rank|connected to \d+ peer ranks|number of connected peer ranks")
 
 
 def silence_gloo() -> None:

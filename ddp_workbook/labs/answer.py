@@ -61,7 +61,8 @@ class Answer:
             return Wrong("memory", f"the answer asked for more memory than the judge allows{self._place(error)}")
         text = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
-        return Wrong("error", f"{reason}{self._place(error)}")
+        case = ", ".join(["", *getattr(error, "__notes__", [])])  # the judge's notes: on which rank, with what
+        return Wrong("error", f"{reason}{self._place(error)}{case}")
 
     def _place(self, error: BaseException) -> str:
         mine = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == self.file]

@@ -196,6 +196,8 @@ def _rank(
         state["finished"] = True
         send(("done", result))
     except BaseException as error:
+        if size > 1:
+            error.add_note(f"on rank {rank} of {size}")
         wrong = answer.failed(error)
         when = f"{log.phase}: " if log.phase and wrong.diagnosis == "error" else ""
         send(("wrong", (wrong.diagnosis, when + wrong.message)))

@@ -14,7 +14,7 @@ class OldGloo:
     """What a group of torch 2.9 does: it prints past sys.stdout."""
 
     def __init__(self, *arguments, **options):
-        os.write(1, f"{GLOO_LINE}0 is connected to 1 peer ranks.\n".encode())
+        os.write(1, b"[Gloo] Rank 0 is connected to 1 peer ranks.\n")
         self.arguments = arguments
         if options.get("broken"):
             raise RuntimeError("no connection")
@@ -28,7 +28,7 @@ def old_torch(monkeypatch):
 
 def test_the_line_is_printed_otherwise(old_torch, capfd):
     distributed_c10d.ProcessGroupGloo()
-    assert capfd.readouterr().out.startswith(GLOO_LINE)
+    assert GLOO_LINE.search(capfd.readouterr().out)
 
 
 def test_an_old_torch_makes_its_groups_in_silence(old_torch, capfd):

@@ -3,6 +3,7 @@
 import struct
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -75,6 +76,8 @@ KNOWN = {  # the image, its ending, and the colours of its two halves
 @pytest.mark.parametrize("case", KNOWN)
 def test_a_known_mode_shows_its_colours(tree, case):
     image, kind, left, right = KNOWN[case]
+    if case == "YCbCr" and int(PIL.__version__.split(".")[0]) < 13:
+        pytest.skip("Pillow before 13 cannot read the YCbCr file that it writes")
     options = {"lossless": True} if kind == ".webp" else {}
     pixels = first(tree, image, kind, **options)
     assert pixels[16, 4].tolist() == left

@@ -2,7 +2,9 @@
 
 import pytest
 
+from ddp_workbook.labs import catalogue
 from ddp_workbook.labs.answer import Answer
+from ddp_workbook.labs.lab import judge
 from ddp_workbook.labs.verdict import Wrong
 
 
@@ -32,3 +34,19 @@ def test_what_goes_wrong_is_said_with_its_line(source, diagnosis, message):
     with pytest.raises(Wrong, match=message) as wrong:
         Answer("a", source, ("f",)).load()
     assert wrong.value.diagnosis == diagnosis
+
+
+def test_an_error_on_a_simulated_rank_names_the_case():
+    lab = catalogue.find("ring_all_reduce")
+    source = "def ring_all_reduce(x, wire):\n    if wire.size == 3 and wire.rank == 2: [][0]\n    sum_over(x, wire)\n"
+    helper = """
+def sum_over(x, wire):
+    own = x.clone()
+    for step in range(1, wire.size):
+        sending = wire.isend(own, (wire.rank + step) % wire.size)
+        x += wire.recv((wire.rank - step) % wire.size)
+        sending.wait()
+"""
+    message = judge(lab, Answer("ring_all_reduce", source + helper, lab.defines)).message
+    assert message.startswith("IndexError: list index out of range (your line 2: ")
+    assert message.endswith("), on rank 2 of 3, with 1000 elements")

@@ -20,6 +20,7 @@ def simulate(
     try:
         results = simulation.run(function)
     except RankFailed as failed:
+        failed.error.add_note(f"on rank {failed.rank} of {size}")
         raise failed.error from None
     for message in simulation.messages:
         if not message.waited_for:

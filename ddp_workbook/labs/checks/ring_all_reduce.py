@@ -102,8 +102,9 @@ def _run(
 
     try:
         return simulate(len(tensors), seed, lambda wire: function(tensors[wire.rank], wire), watch)
-    except ValueError as error:
-        if "process group" not in str(error):
+    except Exception as error:
+        if not isinstance(error, ValueError) or "process group" not in str(error):
+            error.add_note(f"with {tensors[0].numel()} elements")
             raise
         raise Wrong("not-the-wire", "torch.distributed was called; the ranks of this lab have only the wire") from None
 
