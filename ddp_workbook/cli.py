@@ -19,6 +19,8 @@ from ddp_workbook.labs.commands import labs
 from ddp_workbook.recipes import EMBEDDED, get_recipe, serial_recipe
 from ddp_workbook.runs.streams import WatchedOutput, open_standard_streams
 
+REPEATS = 5  # rounds of an experiment
+
 
 def run(
     recipe: str = EMBEDDED,
@@ -61,11 +63,11 @@ def run(
 def bench(
     recipe: str = "cnn-digits",
     process_counts: tuple[int, ...] | None = None,
-    repeats: int | None = None,
+    repeats: int = REPEATS,
     steps: int | None = None,
     epochs: int | None = None,
-    scaling: Literal["strong", "weak"] | None = None,
-    comm_hook: CommHookName | None = None,
+    scaling: Literal["strong", "weak"] = "strong",
+    comm_hook: CommHookName = "allreduce",
     map: bool = False,
     largest_batch: int | None = None,
     seeds: int | None = None,
@@ -74,16 +76,16 @@ def bench(
 ) -> None:
     """Time a recipe on several process counts, interleaved with serial baselines and a no-communication upper bound.
 
-    With --map, find for every network from which global batch on several processes pay. With --seeds, train.
+    With --map: from which global batch on do several processes pay? With --seeds: how much do accuracies vary?
 
     Args:
         recipe: Named run. All processes live at once; a ResNet-50 takes 1 to 2 GB in each.
         process_counts: Numbers of processes to time (default: 2 4 8; with --map or --seeds one number, 2).
-        repeats: Rounds; in each of them every configuration takes its turn, with new weights (default: 5).
+        repeats: Rounds; in each of them every configuration takes its turn, with new weights.
         steps: Optimizer steps of each configuration per round (default: about half a second of them).
         epochs: Instead of steps: train this many whole epochs per round, and test. With --seeds: epochs of each run.
-        scaling: Strong: the recipe's global batch is split among the processes (default); weak: each gets all of it.
-        comm_hook: How gradients are all-reduced (default: allreduce); shared-memory works on CPUs.
+        scaling: Strong: the recipe's global batch is split among the processes; weak: each process gets all of it.
+        comm_hook: How gradients are all-reduced; shared-memory works on CPUs.
         map: Instead: every network on the recipe's data set at growing batches; takes half an hour or longer.
         largest_batch: End of the map, in images (default: where all of it pays, or memory or the images end).
         seeds: Instead: train so many seeds to their end, serial and distributed, and compare the accuracies.
@@ -94,21 +96,22 @@ def bench(
     if steps is not None and epochs is not None:
         raise InputError("give either --steps or --epochs, not both")
     config = replace(serial_recipe(recipe), data_dir=data_dir)
+    of_rounds = {"repeats": repeats != REPEATS, "steps": steps is not None, "scaling": scaling != "strong"}
+    of_rounds["comm_hook"] = comm_hook != "allreduce"
     if map:
-        others = {"repeats": repeats, "steps": steps, "epochs": epochs, "scaling": scaling, "comm_hook": comm_hook}
-        _refuse("--map", seeds=seeds, **others)
+        _refuse("--map", seeds=seeds is not None, epochs=epochs is not None, **of_rounds)
         _bench_map(config, _one_count("--map", process_counts), largest_batch, output_dir)
         return
-    _refuse("anything but --map", largest_batch=largest_batch)
+    _refuse("anything but --map", largest_batch=largest_batch is not None)
     if seeds is not None:
-        _refuse("--seeds", repeats=repeats, steps=steps, scaling=scaling, comm_hook=comm_hook)
+        _refuse("--seeds", **of_rounds)
         config = config if epochs is None else replace(config, epochs=epochs)
         _bench_seeds(config, seeds, _one_count("--seeds", process_counts), output_dir)
         return
     from ddp_workbook.measurement.benchmark import steps_per_round
     from ddp_workbook.measurement.experiment import describe, metrics, run_experiment
 
-    config = replace(config, comm_hook=comm_hook or "allreduce")
+    config = replace(config, comm_hook=comm_hook)
     if epochs is not None:
         config = replace(config, epochs=epochs)
     elif steps is None:
@@ -116,8 +119,7 @@ def bench(
     elif steps < 1:
         raise InputError(f"--steps must be at least 1, not {steps}")
     counts = (2, 4, 8) if process_counts is None else process_counts
-    rounds = 5 if repeats is None else repeats
-    record, folder = run_experiment(config, counts, rounds, steps, scaling or "strong", output_dir)
+    record, folder = run_experiment(config, counts, repeats, steps, scaling, output_dir)
     print(f"\n{describe(metrics(record))}\n\nresults and figures: {folder}")
 
 
@@ -173,10 +175,10 @@ def _bench_seeds(config: TrainConfig, seeds: int, processes: int, output_dir: Pa
     print(f"\n{read_seeds(study)}\n\nfigure: {folder / FIGURE}")
 
 
-def _refuse(what: str, **flags: object) -> None:
+def _refuse(what: str, **given: bool) -> None:
     """Raise InputError for a flag that was given and that `what` cannot use."""
-    for name, value in flags.items():
-        if value is not None:
+    for name in given:
+        if given[name]:
             raise InputError(f"{flag(name)} has no meaning for {what}; leave it out")
 
 

@@ -10,6 +10,7 @@ from ddp_workbook.analysis.seeds import images_deviation, mean_difference, read_
 from ddp_workbook.analysis.statistics import deviation_interval, mcnemar
 
 SEEDS, IMAGES, STUDIES = 5, 400, 400
+COVERED = 0.95 - 3 * np.sqrt(0.95 * 0.05 / STUDIES)  # at least, by the noise of so many studies
 
 
 def draw_answers(draws, chances, seed_effect=0.0):
@@ -36,13 +37,13 @@ def test_the_spread_between_seeds_is_the_known_one(simulated):
     studies, truth, _ = simulated
     found = [spread(study.accuracies("baseline")).deviation for study in studies]
     assert np.mean([one.value**2 for one in found]) == pytest.approx(truth**2, rel=0.12)
-    assert np.mean([one.low <= truth <= one.high for one in found]) >= 0.93
+    assert np.mean([one.low <= truth <= one.high for one in found]) >= COVERED
 
 
 def test_the_mean_difference_over_seeds_covers_the_truth(simulated):
     studies, _, _ = simulated
     found = [mean_difference(study) for study in studies]
-    assert np.mean([one.low <= -0.02 <= one.high for one in found]) >= 0.93
+    assert np.mean([one.low <= -0.02 <= one.high for one in found]) >= COVERED
 
 
 def test_the_spread_of_the_test_set_is_that_of_other_images():
@@ -60,12 +61,12 @@ def test_mcnemar_takes_the_luck_of_seeds_for_a_difference_and_the_mean_over_seed
     draws = np.random.default_rng(2)
     chances = draws.uniform(0.75, 0.95, IMAGES)
     studies = [
-        [draw_answers(draws, chances, seed_effect), draw_answers(draws, chances, seed_effect)] for _ in range(300)
+        [draw_answers(draws, chances, seed_effect), draw_answers(draws, chances, seed_effect)] for _ in range(STUDIES)
     ]
     rejected = np.mean([mcnemar(*pair) < 0.05 for study in studies for pair in zip(*study, strict=True)])
     assert (rejected > 0.15) if too_often else (rejected < 0.06)
     found = [mean_difference(make_study(*study)) for study in studies]
-    assert np.mean([one.low <= 0 <= one.high for one in found]) >= 0.93
+    assert np.mean([one.low <= 0 <= one.high for one in found]) >= COVERED
 
 
 def test_the_deviations_interval_covers_the_truth():

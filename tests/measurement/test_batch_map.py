@@ -153,7 +153,7 @@ def test_what_was_measured_stays_when_it_is_stopped(tmp_path, monkeypatch):
         ("--map --largest-batch 15", "--largest-batch must be at least 16"),
         ("--map --steps 3", "--steps has no meaning for --map"),
         ("--map --comm-hook bf16", "--comm-hook has no meaning for --map"),
-        ("--largest-batch 64", "--largest-batch has no meaning for an experiment without --map"),
+        ("--largest-batch 64", "--largest-batch has no meaning for anything but --map"),
     ],
 )
 def test_the_command_refuses_in_one_line(tmp_path, refuse, flags, expected):
