@@ -67,12 +67,12 @@ class TrainConfig:
     """Global batch that lr belongs to."""
     head_lr_scale: float = 0.1
     """Learning rate of the last layer divided by that of the others: few classes and many features make it steep."""
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    """SGD with Nesterov momentum, or Adam with torch's betas."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """SGD with Nesterov momentum; Adam or AdamW with torch's betas."""
     momentum: float = 0.9
-    """Momentum of SGD; Adam does not use it."""
+    """Momentum of SGD; Adam and AdamW do not use it."""
     weight_decay: float = 5e-4
-    """L2 penalty, not applied to biases and normalization parameters."""
+    """L2 penalty (adamw: decoupled decay), not applied to biases and normalization parameters."""
     dropout: float = 0.0
     """Share of the hidden activations that mlp and cnn drop in training; a ResNet has none."""
     label_smoothing: float = 0.1

@@ -23,6 +23,13 @@ _CNN = TrainConfig(
     weight_decay=0.0, dropout=0.5, label_smoothing=0.0, head_lr_scale=1.0, schedule="constant", warmup=0.0,
 )  # fmt: skip
 
+# Networks without BatchNorm and dropout: their settings were chosen on training images that were held out.
+_VIT = TrainConfig(
+    model="vit", dataset="cifar10", batch_size=64, optimizer="adamw", lr=0.001, base_batch_size=64, weight_decay=0.05,
+    head_lr_scale=1.0,
+)  # fmt: skip
+_LSTM = replace(_VIT, model="lstm", dataset="mnist", image_size=28, augment=False, epochs=5, lr=0.003)
+
 _TUNED = (
     TrainConfig(dataset="cifar10"),
     TrainConfig(
@@ -34,6 +41,11 @@ _TUNED = (
     _CNN,
     replace(_MLP, dataset="digits", epochs=30, step_epochs=18),
     replace(_CNN, dataset="digits", epochs=20),
+    _VIT,
+    replace(_VIT, dataset="digits", epochs=60, batch_size=32, base_batch_size=32),
+    replace(_VIT, dataset="mnist", image_size=28, epochs=8),
+    _LSTM,
+    replace(_LSTM, dataset="digits", augment=True, epochs=60),
 )
 # A new data set can be trained on at once, and so can a new model, with the defaults of TrainConfig.
 _UNTUNED = (

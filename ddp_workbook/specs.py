@@ -7,6 +7,8 @@ from dataclasses import dataclass
 MLP_WIDTHS = (512, 256, 128)
 CNN_CHANNELS = (32, 64)
 CNN_WIDTH = 128
+VIT_GRID, VIT_WIDTH, VIT_HEADS, VIT_BLOCKS = 8, 128, 4, 4
+LSTM_WIDTH, LSTM_LAYERS = 128, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,8 @@ class ModelSpec:
     """Optimizer steps per benchmark round: enough for about half a second on a CPU."""
     sweep_steps: int = 10
     """Optimizer steps per round of the batch-size sweep."""
+    in_every_sweep: bool = False
+    """Every course's batch-size sweep times it; another network is timed in the courses of its own recipes only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +59,26 @@ MODELS = {
     "resnet50": ModelSpec(
         label="ResNet-50", title="a ResNet-50", layers="torchvision's 50 layers, with a stem for small images",
         colour="#882255", colour_images=True, dropout=False, batch_norm=True, benchmark_steps=2, sweep_steps=1,
+        in_every_sweep=True,
     ),
     "mlp": ModelSpec(
         label="MLP", title="a multilayer perceptron", colour="#999933",
-        layers="hidden layers of {}, {} and {} units".format(*MLP_WIDTHS),
+        layers="hidden layers of {}, {} and {} units".format(*MLP_WIDTHS), in_every_sweep=True,
     ),
     "cnn": ModelSpec(
         label="CNN", title="a small convolutional network", colour="#117733",
         layers="two convolutions with {} and {} channels, each followed by pooling, ".format(*CNN_CHANNELS)
-        + f"and a hidden layer of {CNN_WIDTH} units",
+        + f"and a hidden layer of {CNN_WIDTH} units", in_every_sweep=True,
+    ),
+    "vit": ModelSpec(
+        label="ViT", title="a small vision transformer", colour="#AA4499", dropout=False,
+        layers=f"up to {VIT_GRID} × {VIT_GRID} patches, then {VIT_BLOCKS} blocks of width {VIT_WIDTH}, each with "
+        f"self-attention in {VIT_HEADS} heads and two linear layers, and LayerNorm before both",
+        benchmark_steps=5, sweep_steps=2,
+    ),
+    "lstm": ModelSpec(
+        label="LSTM", title="an LSTM that reads images row by row", colour="#44AA99", dropout=False,
+        layers=f"{LSTM_LAYERS} LSTM layers of {LSTM_WIDTH} units, and a linear layer on their last output",
     ),
 }  # fmt: skip
 

@@ -122,7 +122,9 @@ RUNS = {  # 48 images: 12 steps an epoch for the MLP on one process, 6 for the o
     "dropout, Adam, step decay": replace(SMALL, optimizer="adam", lr=1e-3, schedule="step", step_epochs=1),
     "dropout, crops, flips, accumulation": replace(SMALL, model="cnn", augment=True, flip=True, grad_accum_steps=2),
     "BatchNorm, crops": replace(SMALL, model="resnet50", dropout=0.0, augment=True, batch_size=8),
+    "LSTM, AdamW": replace(SMALL, model="lstm", dropout=0.0, optimizer="adamw", batch_size=8),
 }
+STOPS = (4, 3, 2, 2)  # steps after which the runs on two ranks are stopped, in the same order
 
 
 def build_tiny(config, classes):
@@ -173,7 +175,7 @@ def compare_resumed(rank, ranks, path):
     """For each of RUNS: where a signal to the last rank stopped it, and whether it ended like an uninterrupted one."""
     use_tiny_model_and_check_every_step()
     world, data, found = World(rank, ranks, rank, ranks, launched=True), make_data(), {}
-    for name, stop_at in zip(RUNS, (4, 3, 2), strict=True):
+    for name, stop_at in zip(RUNS, STOPS, strict=True):
         complete, interrupted = (in_folder(RUNS[name], path / name / kind) for kind in ("complete", "interrupted"))
         expected = train(complete, data, world)
         assert not train(interrupted, data, world, stop_at=stop_at if rank == ranks - 1 else 0)

@@ -1,4 +1,4 @@
-"""When does it pay? Steps of every model at several batch sizes, serial and on several processes, interleaved."""
+"""When does it pay? Steps of several models at several batch sizes, serial and on several processes, interleaved."""
 
 from __future__ import annotations
 
@@ -24,6 +24,14 @@ ROUNDS_AT_MOST = 2  # times the rounds asked for
 SECONDS_AT_MOST = 8  # for a point; on a busy machine it is marked as not settled instead
 
 
+def swept_models(config: TrainConfig) -> list[str]:
+    """Three networks that span little to much computation per gradient byte, and the model of `config`.
+
+    The cost model is checked network by network, so a further one would add time to every course and no evidence.
+    """
+    return [name for name, spec in MODELS.items() if spec.in_every_sweep or name == config.model]
+
+
 def sweep_config(config: TrainConfig, model: str) -> TrainConfig:
     """The model's own recipe, on the data set and device of `config`."""
     recipe = next(recipe for recipe in RECIPES.values() if recipe.model == model)
@@ -37,7 +45,7 @@ def sweep_batch_sizes(
     rounds: int = ROUNDS,
     on_point: Callable[[SweepPoint], None] = lambda _: None,
 ) -> BatchSweep:
-    """Every model at every batch size (images per process): rounds of serial and distributed steps.
+    """Each of swept_models() at every batch size (images per process): rounds of serial and distributed steps.
 
     `rounds` rounds for a point (at least two), and as many again while its speedup is not settled: up to ROUNDS_AT_MOST
     times, and none after SECONDS_AT_MOST seconds. Looking after every round would stop at a lucky moment too often:
@@ -58,7 +66,7 @@ def sweep_batch_sizes(
         WorkerPool("all cores", config, 1, available_cores()) as serial,
         WorkerPool(f"{processes} processes", config, processes, threads) as distributed,
     ):
-        for model in MODELS:
+        for model in swept_models(config):
             for images in fitting:
                 points.append(_measure_point(sweep_config(config, model), images, serial, distributed, rounds))
                 on_point(points[-1])

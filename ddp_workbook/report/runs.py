@@ -48,12 +48,15 @@ def runs_content(inputs: Inputs) -> dict:
 def _config(baseline: RunRecord, distributed: RunRecord) -> dict:
     config = baseline.config
     mirrors = DATASETS[baseline.dataset.name].mirror_keeps_class
+    flips = config.augment and (mirrors if config.flip is None else config.flip)
+    draws = {"crops": config.augment, "flips": flips, "dropout masks": config.dropout > 0}
     return (
         asdict(config)
         | {name: f"{getattr(config, name):g}" for name in PLAIN_NUMBERS}
         | {
             "lr": f"{config.peak_lr(1):g}",
-            "flips": config.augment and (mirrors if config.flip is None else config.flip),
+            "flips": flips,
+            "random": " and ".join(name for name, drawn in draws.items() if drawn),
             "hard": config.augment or config.label_smoothing > 0 or config.dropout > 0,
             "dropout": _percent(config.dropout, 0),
             "warmup": _percent(config.warmup, 0),

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torchvision.models import resnet50
 
 from ddp_workbook.config import TrainConfig
-from ddp_workbook.specs import CNN_CHANNELS, CNN_WIDTH, MLP_WIDTHS
+from ddp_workbook.specs import (
+    CNN_CHANNELS,
+    CNN_WIDTH,
+    LSTM_LAYERS,
+    LSTM_WIDTH,
+    MLP_WIDTHS,
+    VIT_BLOCKS,
+    VIT_GRID,
+    VIT_HEADS,
+    VIT_WIDTH,
+)
 from ddp_workbook.training.cpu_layers import Dropout, compute_by_matmul
 
 SMALL_IMAGE = 64  # pixels; up to this size the ImageNet stem of 7x7 kernels would blur most of the image
@@ -67,10 +79,97 @@ def build_cnn(config: TrainConfig, classes: int) -> nn.Module:
     )
 
 
+class PatchEmbedding(nn.Module):
+    """Cuts images into square patches, and makes each one a token that knows its place.
+
+    (N, channels, size, size) -> (N, tokens, width), at most VIT_GRID x VIT_GRID tokens.
+    """
+
+    def __init__(self, channels: int, size: int, width: int) -> None:
+        super().__init__()
+        patch = math.ceil(size / VIT_GRID)
+        self.project = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
+        self.position = nn.Parameter(0.02 * torch.randn((size // patch) ** 2, width))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.project(images).flatten(2).transpose(1, 2) + self.position
+
+
+class SelfAttention(nn.Module):
+    """Each token gathers from all tokens of its image (Vaswani et al. 2017): (N, tokens, width) -> (N, tokens, width).
+
+    No bias: that of the keys would cancel in the softmax, and Adam would make steps of its rounding errors. Written
+    out, since the backward pass of torch's scaled_dot_product_attention is slow on a CPU in bf16 (bench/README.md).
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query_key_value = nn.Linear(width, 3 * width, bias=False)
+        self.project = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.query_key_value(x).unflatten(2, (3, self.heads, -1))  # (N, tokens, 3, heads, width / heads)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (N, heads, tokens, width / heads)
+        scores = query @ key.transpose(2, 3) / math.sqrt(query.shape[3])
+        gathered = scores.softmax(3) @ value
+        return self.project(gathered.transpose(1, 2).flatten(2))
+
+
+class Residual(nn.Sequential):
+    """The layers in a row, and a shortcut around them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class MeanToken(nn.Module):
+    """(N, tokens, width) -> (N, width)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
+def build_vit(config: TrainConfig, classes: int) -> nn.Module:
+    """A small vision transformer (Dosovitskiy et al. 2021): images (N, channels, size, size) -> logits (N, classes).
+
+    LayerNorm normalizes each token by itself, so nothing depends on the other images of the batch. The mean of the
+    tokens takes the place of a class token (Beyer et al. 2022).
+    """
+    width, blocks = VIT_WIDTH, []
+    for _ in range(VIT_BLOCKS):
+        blocks += [
+            Residual(nn.LayerNorm(width), SelfAttention(width, VIT_HEADS)),
+            Residual(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)),
+        ]
+    embedding = PatchEmbedding(config.channels, config.image_size, width)
+    return nn.Sequential(embedding, *blocks, nn.LayerNorm(width), MeanToken(), nn.Linear(width, classes))
+
+
+class RowLSTM(nn.LSTM):
+    """An LSTM that reads an image row by row, from top to bottom.
+
+    (N, channels, size, size) -> what it holds after the last row, (N, width).
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = images.transpose(1, 2).flatten(2)  # (N, size, channels * size): a time step for each row
+        outputs, _ = super().forward(rows)
+        return outputs[:, -1]
+
+
+def build_lstm(config: TrainConfig, classes: int) -> nn.Module:
+    """An LSTM that reads rows, and a linear layer: images (N, channels, size, size) -> logits (N, classes)."""
+    row = config.channels * config.image_size
+    return nn.Sequential(RowLSTM(row, LSTM_WIDTH, LSTM_LAYERS, batch_first=True), nn.Linear(LSTM_WIDTH, classes))
+
+
 BUILDERS: dict[str, Callable[[TrainConfig, int], nn.Module]] = {
     "resnet50": build_resnet50,
     "mlp": build_mlp,
     "cnn": build_cnn,
+    "vit": build_vit,
+    "lstm": build_lstm,
 }
 
 

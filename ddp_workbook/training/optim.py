@@ -19,7 +19,7 @@ END_FACTOR = 1e-4 / 25  # and the cosine ends here; both as in torch's OneCycleL
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig, processes: int) -> torch.optim.Optimizer:
-    """Nesterov SGD or Adam, fused into one kernel, with the learning rate scaled to the global batch.
+    """Nesterov SGD, Adam or AdamW, fused into one kernel, with the learning rate scaled to the global batch.
 
     Biases and normalization parameters, all of one dimension, are not decayed (Goyal et al. 2017; He et al. 2019). The
     last linear layer has its own learning rate, config.head_lr_scale times that of the others.
@@ -33,7 +33,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig, processes: int) -> to
     groups = [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in alike.items()]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
-    return {"adam": torch.optim.Adam}[config.optimizer](groups, lr=lr, fused=True)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](groups, lr=lr, fused=True)
 
 
 def learning_rate_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:

@@ -12,6 +12,7 @@ from conftest import ROOT, make_data, run_on_ranks
 from helper_interrupted_runs import (
     RUNS,
     SMALL,
+    STOPS,
     compare_resumed,
     in_folder,
     same,
@@ -57,7 +58,7 @@ def test_every_corrupt_checkpoint_is_recognized(tmp_path, monkeypatch):
 
 def test_three_ranks_resume_exactly(tmp_path):
     """From three on, a value's place in DDP's buckets decides the order of its sum, and so its last bit."""
-    expected = {name: (f"step-{at:06d}", True) for name, at in zip(RUNS, (4, 3, 2), strict=True)}
+    expected = {name: (f"step-{at:06d}", True) for name, at in zip(RUNS, STOPS, strict=True)}
     assert run_on_ranks(compare_resumed, 3, 3, tmp_path) == [expected] * 3
 
 

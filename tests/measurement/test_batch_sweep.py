@@ -13,7 +13,7 @@ from ddp_workbook.analysis.costmodel import check_steps, is_settled, measured_sp
 from ddp_workbook.analysis.statistics import SAMPLES_NEEDED
 from ddp_workbook.errors import InputError
 from ddp_workbook.measurement import batch_sweep
-from ddp_workbook.measurement.batch_sweep import ROUNDS_AT_MOST, sweep_batch_sizes, sweep_config
+from ddp_workbook.measurement.batch_sweep import ROUNDS_AT_MOST, sweep_batch_sizes, sweep_config, swept_models
 from ddp_workbook.measurement.benchmark import WARM_UP_STEPS, time_training
 from ddp_workbook.measurement.step_breakdown import benchmark_all_reduce, describe_session, time_session_steps
 from ddp_workbook.measurement.workers import Worker
@@ -46,6 +46,14 @@ def test_each_model_is_trained_as_in_its_own_recipe_on_the_data_of_the_course():
         assert (config.model, config.dataset, config.device, config.grad_accum_steps) == (model, "digits", "cpu", 1)
     assert sweep_config(CONFIG, "mlp").optimizer == "adam"
     assert sweep_config(CONFIG, "cnn").optimizer == "sgd"
+
+
+def test_a_sweep_times_three_networks_and_the_recipes_own():
+    """Not all of them: each takes seconds in every course."""
+    for model in MODELS:
+        found = swept_models(replace(CONFIG, model=model))
+        assert len(found) == (3 if MODELS[model].in_every_sweep else 4)
+        assert model in found
 
 
 class FakePool:

@@ -221,12 +221,21 @@ def test_report_is_the_same_bytes_twice(finished):
     assert build_report(finished, ROOT / "report.toml").read_bytes() == first
 
 
-@pytest.mark.parametrize("recipe", ["mlp-mnist", "cnn-mnist"])
-def test_report_of_the_small_networks(finished, recipe):
+WORDS = {  # about the optimizer, the layers and what each rank draws
+    "mlp-mnist": ("Adam [", "hidden layers of", "draws its own dropout masks"),
+    "cnn-mnist": ("Nesterov", "two convolutions", "draws its own dropout masks"),
+    "vit-cifar10": ("AdamW [", "LayerNorm", "draws its own crops and flips"),
+    "lstm-mnist": ("AdamW [", "LSTM layers", "the ranks draw no random numbers"),
+}
+
+
+@pytest.mark.parametrize(("recipe", "words"), WORDS.items())
+def test_report_of_the_other_networks(finished, recipe, words):
     change_config(finished, RECIPES[recipe])
     text = text_of(build_report(finished, ROOT / "report.toml"))
     assert "ResNet" not in text.split("A cost model")[0]
-    assert {"mlp-mnist": "Adam", "cnn-mnist": "Nesterov"}[recipe] in text
+    assert "BatchNorm" not in text.split("A cost model")[0]
+    assert [word for word in words if word not in text] == []
 
 
 @pytest.mark.parametrize(

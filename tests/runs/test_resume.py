@@ -12,6 +12,7 @@ from helper_interrupted_runs import (
     RUNS,
     SERIAL,
     SMALL,
+    STOPS,
     compare_resumed,
     in_folder,
     resume_after_first_epoch,
@@ -71,7 +72,7 @@ def test_a_serial_run_resumes_exactly(name, stop_at, tmp_path, capsys):
 
 
 def test_a_distributed_run_resumes_exactly(tmp_path):
-    expected = {name: (f"step-{at:06d}", True) for name, at in zip(RUNS, (4, 3, 2), strict=True)}
+    expected = {name: (f"step-{at:06d}", True) for name, at in zip(RUNS, STOPS, strict=True)}
     assert run_on_ranks(compare_resumed, 2, 2, tmp_path) == [expected] * 2
 
 

@@ -10,6 +10,7 @@ from torchvision.models import resnet50
 
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.recipes import RECIPES
+from ddp_workbook.specs import LSTM_LAYERS, LSTM_WIDTH, VIT_HEADS, VIT_WIDTH
 from ddp_workbook.training.cpu_layers import MatmulConv2d
 from ddp_workbook.training.models import build_model, count_parameters
 
@@ -44,9 +45,10 @@ def test_whole_network_and_its_gradients_equal_those_of_plain_convolutions():
         assert torch.allclose(mine.grad, theirs.grad, rtol=1e-6, atol=1e-9)
 
 
-def test_gradients_have_the_strides_of_their_weights():
+@pytest.mark.parametrize("name", ["resnet50", "vit"])
+def test_gradients_have_the_strides_of_their_weights(name):
     """Else DDP would copy each one into its bucket, and warn."""
-    model = build_model(TrainConfig(), 10).to(memory_format=torch.channels_last)
+    model = build_model(TrainConfig(model=name), 10).to(memory_format=torch.channels_last)
     model(torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last)).sum().backward()
     assert all(p.grad.stride() == p.stride() for p in model.parameters())
 
@@ -67,7 +69,53 @@ def test_the_cnn_layer_by_layer():
     assert model(torch.randn(2, 1, 28, 28)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("name", ["mlp-mnist", "cnn-mnist"])
+def test_the_vision_transformer_equals_torchs_own_layers():
+    """nn.TransformerEncoderLayer with LayerNorm first: the same logits and gradients."""
+    torch.manual_seed(0)
+    ours = build_model(TrainConfig(model="vit"), 10)
+    embedding, *rest = copy.deepcopy(ours)
+    blocks, (norm, _, head) = rest[:-3], rest[-3:]
+    torchs = []
+    for attention, feed_forward in zip(blocks[::2], blocks[1::2], strict=True):
+        layer = nn.TransformerEncoderLayer(
+            VIT_WIDTH, VIT_HEADS, 4 * VIT_WIDTH, 0.0, "gelu", batch_first=True, norm_first=True
+        )
+        layer.norm1, layer.norm2, layer.linear1, layer.linear2 = attention[0], *(feed_forward[i] for i in (0, 1, 3))
+        layer.self_attn.in_proj_weight = attention[1].query_key_value.weight
+        layer.self_attn.in_proj_bias.data.zero_()
+        layer.self_attn.out_proj = attention[1].project
+        torchs.append(layer)
+    images, labels = torch.randn(4, 3, 32, 32), torch.randint(10, (4,))
+    tokens = torch.stack(
+        [image.unfold(1, 4, 4).unfold(2, 4, 4).permute(1, 2, 0, 3, 4).flatten(0, 1) for image in images]
+    )
+    tokens = tokens.flatten(2) @ embedding.project.weight.flatten(1).T + embedding.project.bias + embedding.position
+    plain = head(norm(nn.Sequential(*torchs)(tokens)).mean(1))
+    logits = ours(images)
+    assert torch.allclose(logits, plain, atol=1e-5)
+    for one in (logits, plain):
+        nn.functional.cross_entropy(one, labels).backward()
+    pairs = zip(ours.parameters(), [*embedding.parameters(), *nn.ModuleList(rest).parameters()], strict=True)
+    assert all(torch.allclose(mine.grad, theirs.grad, atol=1e-5) for mine, theirs in pairs)
+
+
+def test_the_lstm_equals_one_that_is_stepped_row_by_row():
+    torch.manual_seed(0)
+    ours = build_model(TrainConfig(model="lstm"), 10)
+    lstm, head = ours
+    cells = [nn.LSTMCell(3 * 32, LSTM_WIDTH), *(nn.LSTMCell(LSTM_WIDTH, LSTM_WIDTH) for _ in range(LSTM_LAYERS - 1))]
+    for number, cell in enumerate(cells):
+        cell.load_state_dict({name: getattr(lstm, f"{name}_l{number}") for name in cell.state_dict()})
+    images, states = torch.randn(4, 3, 32, 32), [None] * LSTM_LAYERS
+    for row in range(32):
+        below = torch.cat([images[:, channel, row] for channel in range(3)], dim=1)
+        for number, cell in enumerate(cells):
+            states[number] = cell(below, states[number])
+            below = states[number][0]
+    assert torch.allclose(ours(images), head(below), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mlp-mnist", "cnn-mnist", "vit-mnist", "lstm-mnist"])
 @pytest.mark.parametrize("dataset", ["digits", "cifar10"])
 def test_small_networks_take_grey_and_colour(name, dataset):
     config = replace(RECIPES[name], dataset=dataset)

@@ -83,12 +83,19 @@ def test_the_optimizer_uses_the_schedule_from_its_first_step(processes):
     assert recorded == pytest.approx(used)
 
 
-def test_adam_equals_torchs_own():
+@pytest.mark.parametrize(
+    ("name", "judge", "decay"), [("adam", torch.optim.Adam, 0.0), ("adamw", torch.optim.AdamW, 0.5)]
+)
+def test_adam_equals_torchs_own(name, judge, decay):
     config = TrainConfig(
-        optimizer="adam", lr=0.01, base_batch_size=12, batch_size=12, weight_decay=0.0, head_lr_scale=1.0
+        optimizer=name, lr=0.01, base_batch_size=12, batch_size=12, weight_decay=decay, head_lr_scale=1.0
     )
     ours, plain = small_model(), small_model()
-    optimizer, judge = build_optimizer(ours, config, 1), torch.optim.Adam(plain.parameters(), lr=0.01)
+    groups = [
+        {"params": [p for p in plain.parameters() if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in plain.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer, judge = build_optimizer(ours, config, 1), judge(groups, lr=0.01)
     draws = torch.Generator().manual_seed(0)
     images, labels = torch.randn(12, 3, 32, 32, generator=draws), torch.randint(3, (12,), generator=draws)
     for _ in range(3):
