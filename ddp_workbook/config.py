@@ -166,8 +166,10 @@ class TrainConfig:
 # fields, so a new field is thought about once, here.
 PATHS = frozenset({"data_dir", "results_dir", "checkpoint_dir"})
 """Where files are."""
-PLACEMENT = frozenset({"device", "backend", "threads", "shard", "tensorboard"})
-"""Where and beside what it runs, and what each process keeps: results differ by rounding at most."""
+PLACEMENT = frozenset({"device", "backend", "threads", "tensorboard"})
+"""Where and beside what it runs: results differ by rounding at most."""
+SHARDING = frozenset({"shard"})
+"""What each process keeps: results differ by rounding at most, but all processes must do the same."""
 NUMERICS = frozenset({"precision", "comm_hook"})
 """How numbers are stored and sent: the same training with other rounding errors."""
 SPLIT = frozenset({"batch_size", "grad_accum_steps"})

@@ -113,7 +113,7 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor | None]:
     return _whole(model.state_dict())
 
 
-def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+def load_whole_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Load whole tensors into the model; of a sharded one each rank takes its part. Errors are load_state_dict()'s."""
     own = model.state_dict()
     model.load_state_dict({name: _part(value, own.get(name)) for name, value in weights.items()})
@@ -129,8 +129,11 @@ def whole_optimizer(optimizer: torch.optim.Optimizer, config: TrainConfig) -> di
     return content
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, whole: dict, config: TrainConfig) -> None:
-    """Load what whole_optimizer() returned; each rank keeps its part. Errors are load_state_dict()'s."""
+def load_whole_optimizer(optimizer: torch.optim.Optimizer, whole: dict, config: TrainConfig) -> None:
+    """Load what whole_optimizer() returned; each rank keeps its part. Errors are load_state_dict()'s.
+
+    Which kernels the optimizer computes with is not loaded: torch has no fused SGD for sharded tensors.
+    """
     parameters, states = _parameters(optimizer), whole["state"]
     if config.shard == "optimizer":
         mine = [number for number, owner in enumerate(owners(optimizer)) if owner == dist.get_rank()]
@@ -139,7 +142,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, whole: dict, config: TrainC
         number: {name: _part(value, parameters[number]) for name, value in state.items()}
         for number, state in states.items()
     }
-    optimizer.load_state_dict(whole | {"state": states})
+    pairs = zip(whole["param_groups"], optimizer.param_groups, strict=True)
+    groups = [saved | {"fused": own["fused"]} for saved, own in pairs]
+    optimizer.load_state_dict({"state": states, "param_groups": groups})
 
 
 def _whole(content: object) -> object:
@@ -159,7 +164,7 @@ def _part(value: object, like: object) -> object:
     return value
 
 
-def local_bytes(tensors: Iterable[Tensor | None]) -> int:
+def local_bytes(tensors: Iterable[Tensor]) -> int:
     """Memory that tensors take on this rank: bytes of their storages, each counted once."""
-    local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors if tensor is not None]
+    local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     return sum({s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in local)}.values())

@@ -65,6 +65,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(_plain)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RunKind = Literal["baseline", "distributed"]
+CollectiveName = Literal["all_reduce", "broadcast", "reduce_scatter", "all_gather"]
 
 
 class Strict(BaseModel):
@@ -110,12 +111,32 @@ class DatasetInfo(Strict):
     fingerprint: Digest
 
 
+class StepTraffic(Strict):
+    """What one rank communicates in one optimizer step, measured once in a run, in bytes.
+
+    collectives: whole tensors that the collectives work on, by kind. sent: what the rank's connections sent; None where
+    Gloo is not used or the system does not count.
+    """
+
+    collectives: dict[CollectiveName, Count]
+    sent: Count | None
+
+
+class RankBytes(Strict):
+    """What one rank keeps between two steps, in bytes of memory; traffic is None where no step was measured."""
+
+    parameters: Count
+    gradients: Count
+    optimizer: Count
+    traffic: StepTraffic | None
+
+
 class RunRecord(Strict):
     """One finished training run. Times in seconds, memory in bytes, accuracy as a share of the test images.
 
     correct_images has a bit for each test image in order, 1 where the model is right, packed by pack_bits(): two runs
     on the same images can then be compared image by image. The two SHA-256 name the run's other files: its history, and
-    what the model's file holds before its seal. These three are None in records of earlier versions.
+    what the model's file holds before its seal. These three are None in records of earlier versions, and so is rank_bytes.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -134,6 +155,7 @@ class RunRecord(Strict):
     test_loss: Amount
     peak_memory_bytes: list[Count]
     accelerator_peak_bytes: list[Count | None]
+    rank_bytes: list[RankBytes] | None = None
     confusion: list[list[Count]]
     correct_images: str | None = None
     history_sha256: Digest | None = None
@@ -159,8 +181,8 @@ class RunRecord(Strict):
             raise ValueError("test_accuracy does not follow from confusion")
         if self.correct_images is not None and sum(self.correct_bits) != correct:
             raise ValueError("correct_images does not count as many correct predictions as confusion")
-        for name in ("peak_memory_bytes", "accelerator_peak_bytes"):
-            if len(getattr(self, name)) != world.processes:
+        for name in ("peak_memory_bytes", "accelerator_peak_bytes", "rank_bytes"):
+            if getattr(self, name) is not None and len(getattr(self, name)) != world.processes:
                 raise ValueError(f"{name} must have {world.processes} entries, one per process")
         if world.oversubscribed and world.processes * world.threads_per_process <= self.environment.cores:
             raise ValueError(f"oversubscribed, with no more threads than the {self.environment.cores} cores")

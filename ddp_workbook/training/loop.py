@@ -73,7 +73,8 @@ def train_epoch(
     """
     state.model.train()
     for batches in loader.epoch(state.epoch + 1, state.partial.step):
-        outputs = train_step(state.model, batches, state.optimizer, state.precision, config.label_smoothing)
+        with state.traffic.step():  # NEW: one step's communication is counted
+            outputs = train_step(state.model, batches, state.optimizer, state.precision, config.label_smoothing)
         state.schedule.step()
         state.partial.metrics.add(outputs)
         for callback in callbacks:

@@ -15,7 +15,8 @@ from ddp_workbook.config import TrainConfig
 from ddp_workbook.devices import Precision
 from ddp_workbook.distributed.ddp import MeteredDDP, unwrap
 from ddp_workbook.distributed.process_group import World
-from ddp_workbook.distributed.sharding import load_weights, shard_model, shard_optimizer
+from ddp_workbook.distributed.sharding import load_whole_weights, shard_model, shard_optimizer
+from ddp_workbook.distributed.traffic import TrafficMeter
 from ddp_workbook.records.run import Communication, EpochRecord
 from ddp_workbook.training.datasets import Dataset
 from ddp_workbook.training.loader import steps_per_epoch
@@ -76,6 +77,7 @@ class TrainingState:
     epoch: int = 0
     partial: PartialEpoch = field(default_factory=PartialEpoch)
     history: list[EpochRecord] = field(default_factory=list)
+    traffic: TrafficMeter = field(default_factory=TrafficMeter)
 
     @property
     def device(self) -> torch.device:
@@ -123,7 +125,7 @@ def _build_optimizer(model: nn.Module, config: TrainConfig, world: World) -> tor
 def restart(state: TrainingState, config: TrainConfig, data: Dataset, world: World, seed: int) -> None:
     """Begin again with new weights, the same on every rank, in the same model: DDP and its hook stay as they are."""
     torch.manual_seed(seed)
-    load_weights(unwrap(state.model), build_model(config, len(data.classes)).state_dict())
+    load_whole_weights(unwrap(state.model), build_model(config, len(data.classes)).state_dict())
     state.optimizer = _build_optimizer(state.model, config, world)
     state.schedule = build_schedule(state.optimizer, config, state.steps_per_epoch)
     torch.manual_seed(seed + world.rank)  # dropout differs between ranks
