@@ -9,6 +9,7 @@ Checkpoints hold whole tensors, so that any number of processes can read them, s
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -92,6 +93,7 @@ def shard_model(model: nn.Module, device: torch.device) -> nn.Module:
 
     fully_shard takes contiguous parameters only, so convolutions lose channels-last order in their weights.
     """
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)  # changed in place: never
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     model.to(memory_format=torch.contiguous_format)
     for block in blocks(model):

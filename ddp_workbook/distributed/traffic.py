@@ -82,10 +82,11 @@ def sent_bytes() -> int | None:
         return None
     total = 0
     for entry in list(Path("/proc/self/fd").iterdir()):
-        with suppress(OSError, struct.error):  # no socket, not connected, closed meanwhile, or an old kernel
-            with socket.socket(fileno=os.dup(int(entry.name))) as connection:
-                if connection.family in (socket.AF_INET, socket.AF_INET6) and connection.type == socket.SOCK_STREAM:
-                    total += _given(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256))
+        with suppress(OSError, struct.error):  # not connected, closed meanwhile, or an old kernel
+            if os.readlink(entry).startswith("socket:"):
+                with socket.socket(fileno=os.dup(int(entry.name))) as connection:
+                    if connection.family in (socket.AF_INET, socket.AF_INET6):
+                        total += _given(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256))
     return total
 
 

@@ -1,0 +1,53 @@
+"""What a rank keeps in memory and sends in a step, as formulas: DDP, ZeRO-1 and fully sharded.
+
+N ranks, M bytes of parameters. Rajbhandari et al. 2020 (arXiv:1910.02054), sections 5 and 7, derive both for a ring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from ddp_workbook.records.run import CollectiveName
+
+Shard = Literal["none", "optimizer", "full"]
+PASSES: dict[CollectiveName, int] = {"all_reduce": 2, "reduce_scatter": 1, "all_gather": 1, "broadcast": 1}
+"""How often a collective sends the share (N - 1) / N of a tensor, per rank and on average over the ranks."""
+GLOO_PASSES = PASSES | {"reduce_scatter": 2}
+"""Gloo has no reduce-scatter: torch all-reduces the whole tensor instead, and each rank takes its part of the result."""
+STEP_PASSES: dict[Shard, int] = {"none": 2, "optimizer": 3, "full": 3}
+"""Of the parameters' bytes in one step: gradients all-reduced (2); these, and new parameters sent (3); parameters
+gathered in forward and in backward, and gradients reduce-scattered (3)."""
+STATE_COPIES = {"sgd": 1, "adam": 2, "adamw": 2}
+"""Values that an optimizer keeps for each parameter: SGD its momentum, Adam two moments."""
+
+
+class ModelBytes(NamedTuple):
+    """What a rank keeps between two steps."""
+
+    parameters: float
+    gradients: float
+    optimizer: float
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+
+def kept_bytes(shard: Shard, ranks: int, parameters: int, copies: int) -> ModelBytes:
+    """Per rank, on average, for `parameters` bytes of parameters and `copies` values of optimizer state for each."""
+    share, state = parameters / ranks, copies * parameters
+    if shard == "full":
+        return ModelBytes(share, share, state / ranks)
+    return ModelBytes(parameters, parameters, state / ranks if shard == "optimizer" else state)
+
+
+def step_bytes(shard: Shard, ranks: int, parameters: int) -> float:
+    """Bytes that a rank sends in one step when every collective is a ring: 2 or 3 times (N - 1) / N times M."""
+    return STEP_PASSES[shard] * (ranks - 1) / ranks * parameters
+
+
+def sent_bytes(collectives: Mapping[CollectiveName, int], ranks: int, backend: str) -> float:
+    """Bytes that a rank sends for these collectives (bytes of whole tensors by kind), mean over the ranks."""
+    passes = GLOO_PASSES if backend == "gloo" else PASSES
+    return (ranks - 1) / ranks * sum(passes[kind] * size for kind, size in collectives.items())
