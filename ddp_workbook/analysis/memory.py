@@ -14,7 +14,7 @@ Shard = Literal["none", "optimizer", "full"]
 PASSES: dict[CollectiveName, int] = {"all_reduce": 2, "reduce_scatter": 1, "all_gather": 1, "broadcast": 1}
 """How often a collective sends the share (N - 1) / N of a tensor, per rank and on average over the ranks."""
 GLOO_PASSES = PASSES | {"reduce_scatter": 2}
-"""Gloo has no reduce-scatter: torch all-reduces the whole tensor instead, and each rank takes its part of the result."""
+"""Gloo has no reduce-scatter: torch all-reduces the whole tensor, and each rank takes its part of the sum."""
 STEP_PASSES: dict[Shard, int] = {"none": 2, "optimizer": 3, "full": 3}
 """Of the parameters' bytes in one step: gradients all-reduced (2); these, and new parameters sent (3); parameters
 gathered in forward and in backward, and gradients reduce-scattered (3)."""

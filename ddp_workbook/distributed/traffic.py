@@ -83,7 +83,7 @@ def sent_bytes() -> int | None:
     total = 0
     for entry in list(Path("/proc/self/fd").iterdir()):
         with suppress(OSError, struct.error):  # not connected, closed meanwhile, or an old kernel
-            if os.readlink(entry).startswith("socket:"):
+            if str(entry.readlink()).startswith("socket:"):
                 with socket.socket(fileno=os.dup(int(entry.name))) as connection:
                     if connection.family in (socket.AF_INET, socket.AF_INET6):
                         total += _given(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256))

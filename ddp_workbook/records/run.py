@@ -136,7 +136,7 @@ class RunRecord(Strict):
 
     correct_images has a bit for each test image in order, 1 where the model is right, packed by pack_bits(): two runs
     on the same images can then be compared image by image. The two SHA-256 name the run's other files: its history, and
-    what the model's file holds before its seal. These three are None in records of earlier versions, and so is rank_bytes.
+    what the model's file holds before its seal. These three and rank_bytes are None in records of earlier versions.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION

@@ -65,7 +65,10 @@ class _HashingFile:
 def write_checkpoint(
     path: Path, config: TrainConfig, fingerprint: str, weights: dict[str, Tensor], training: dict | None = None
 ) -> str:
-    """Write the file atomically, with a model's weights by name; returns the SHA-256 in its seal. Raises InputError when it cannot be written."""
+    """Write the file atomically; returns the SHA-256 in its seal. Raises InputError when it cannot be written.
+
+    `weights` are those of a model's state_dict(), whole.
+    """
     content = {
         "config": _CONFIG.dump_python(config, mode="json"),
         "fingerprint": fingerprint,

@@ -1,4 +1,4 @@
-"""Bytes per rank and per step against sums by hand; tests/distributed/test_sharding.py holds them against real steps."""
+"""Bytes per rank and per step against sums by hand. tests/distributed/test_sharding.py has real steps."""
 
 import pytest
 

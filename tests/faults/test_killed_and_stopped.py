@@ -107,11 +107,13 @@ def undisturbed(folder, launcher, *flags):
     return done - begun, run.result()
 
 
-def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(tmp_path):
-    seconds, expected = undisturbed(tmp_path / "plain", TORCHRUN, "--checkpoint-every", "20")
+@pytest.mark.parametrize(("shard", "in_full"), [("none", 50), ("optimizer", 20), ("full", 20)])
+def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(shard, in_full, tmp_path):
+    flags = ("--checkpoint-every", "20", "--shard", shard)
+    seconds, expected = undisturbed(tmp_path / "plain", TORCHRUN, *flags)
     recovery, exact = [], 0
-    for number in range(1, tries(50) + 1):
-        run = Run(tmp_path / str(number), [*TORCHRUN, "--max-restarts=3"], "--checkpoint-every", "20")
+    for number in range(1, tries(in_full) + 1):
+        run = Run(tmp_path / str(number), [*TORCHRUN, "--max-restarts=3"], *flags)
         run.wait_for(BEGUN)
         victim = run.rank(DRAWS.randrange(2))
         time.sleep(DRAWS.uniform(0, 0.9 * seconds))
@@ -121,7 +123,8 @@ def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(tmp_path):
         assert run.end() == 0, run.lines
         exact += same(run.result(), expected)
     median, worst = statistics.median(recovery), max(recovery)
-    print(f"\nkilled {len(recovery)}: {exact} bit-identical; recovery median {median:.1f} s, worst {worst:.1f} s")
+    print(f"\nshard {shard}, killed {len(recovery)}: {exact} bit-identical; recovery", end=" ")
+    print(f"median {median:.1f} s, worst {worst:.1f} s")
     print("recovery:", *(f"{one:.2f}" for one in recovery))
     assert exact == len(recovery)
 

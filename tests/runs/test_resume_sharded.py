@@ -50,7 +50,7 @@ def run_for(shard, ranks, path, optimizer="adam"):
 
 
 def train_part(rank, ranks, plan):
-    """Each (how it is sharded, folder, steps after which it is stopped), in order; 0: it resumes, and runs to its end."""
+    """In order, each (how it is sharded, folder, steps until it is stopped; 0: it resumes, and runs to its end)."""
     use_tiny_model_and_check_every_step()
     world = World(rank, ranks, rank, ranks, launched=True)
     for shard, path, stop_at in plan:
