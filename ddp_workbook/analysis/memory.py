@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from ddp_workbook.records.run import CollectiveName
+from ddp_workbook.records.rank_bytes import CollectiveName
 
 Shard = Literal["none", "optimizer", "full"]
 PASSES: dict[CollectiveName, int] = {"all_reduce": 2, "reduce_scatter": 1, "all_gather": 1, "broadcast": 1}
 """How often a collective sends the share (N - 1) / N of a tensor, per rank and on average over the ranks."""
 GLOO_PASSES = PASSES | {"reduce_scatter": 2}
 """Gloo has no reduce-scatter: torch all-reduces the whole tensor, and each rank takes its part of the sum."""
-STEP_PASSES: dict[Shard, int] = {"none": 2, "optimizer": 3, "full": 3}
-"""Of the parameters' bytes in one step: gradients all-reduced (2); these, and new parameters sent (3); parameters
-gathered in forward and in backward, and gradients reduce-scattered (3)."""
 STATE_COPIES = {"sgd": 1, "adam": 2, "adamw": 2}
 """Values that an optimizer keeps for each parameter: SGD its momentum, Adam two moments."""
 
@@ -42,9 +39,22 @@ def kept_bytes(shard: Shard, ranks: int, parameters: int, copies: int) -> ModelB
     return ModelBytes(parameters, parameters, state / ranks if shard == "optimizer" else state)
 
 
+def step_collectives(shard: Shard, parameters: int) -> dict[CollectiveName, int]:
+    """What the collectives of one step work on, in bytes.
+
+    Gradients are all-reduced; and then ZeRO-1 sends new parameters; fully sharded, parameters are gathered twice, for
+    forward and for backward, and gradients are reduce-scattered.
+    """
+    return {
+        "none": {"all_reduce": parameters},
+        "optimizer": {"all_reduce": parameters, "broadcast": parameters},
+        "full": {"all_gather": 2 * parameters, "reduce_scatter": parameters},
+    }[shard]
+
+
 def step_bytes(shard: Shard, ranks: int, parameters: int) -> float:
-    """Bytes that a rank sends in one step when every collective is a ring: 2 or 3 times (N - 1) / N times M."""
-    return STEP_PASSES[shard] * (ranks - 1) / ranks * parameters
+    """Bytes that a rank sends in one step when every collective is a ring: 2 (DDP) or 3 times (N - 1) / N times M."""
+    return sent_bytes(step_collectives(shard, parameters), ranks, "nccl")
 
 
 def sent_bytes(collectives: Mapping[CollectiveName, int], ranks: int, backend: str) -> float:

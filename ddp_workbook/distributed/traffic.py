@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddp_workbook.records.run import CollectiveName, StepTraffic
+from ddp_workbook.records.rank_bytes import CollectiveName, StepTraffic
 
 MEASURED_STEP = 3  # of a process; DDP sorts its buckets after the first one, and all ranks agree on that in the second
 KINDS: dict[str, CollectiveName] = {  # part of the name of a c10d operator: name in torch.distributed

@@ -4,42 +4,23 @@ from __future__ import annotations
 
 import base64
 import math
-import unicodedata
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.errors import InputError
+from ddp_workbook.records.fields import LONGEST_NAME, Amount, Count, Digest, Name, Share, Strict, moment
 from ddp_workbook.records.files import load_record, put_in_place
+from ddp_workbook.records.rank_bytes import RankBytes
 from ddp_workbook.records.recorded_config import RecordedConfig
 
 SCHEMA_VERSION = 1
 
 MOST_CLASSES = 1000
-LONGEST_NAME = 200  # characters of a class's name, or of what a machine calls itself
-
-
-def is_plain(text: str) -> bool:
-    """True for text without control characters that UTF-8 can encode."""
-    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
-
-
-def _plain(text: str) -> str:
-    if not is_plain(text):
-        raise ValueError("must not contain control characters")
-    return text
-
-
-def _moment(text: str) -> str:
-    """An ISO time from 1970 on, where the clock of a computer without a battery begins."""
-    if datetime.fromisoformat(text).year < 1970:
-        raise ValueError("must be a year from 1970 on")
-    return text
 
 
 def pack_bits(bits: Sequence[bool]) -> str:
@@ -59,19 +40,7 @@ def unpack_bits(text: str, count: int) -> list[bool]:
     return bits[:count].tolist()
 
 
-Count = Annotated[int, Field(ge=0, lt=2**63)]
-Amount = Annotated[float, Field(ge=0, le=1e18, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(_plain)]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RunKind = Literal["baseline", "distributed"]
-CollectiveName = Literal["all_reduce", "broadcast", "reduce_scatter", "all_gather"]
-
-
-class Strict(BaseModel):
-    """Base of all records: unknown fields are refused, values cannot be changed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Environment(Strict):
@@ -111,26 +80,6 @@ class DatasetInfo(Strict):
     fingerprint: Digest
 
 
-class StepTraffic(Strict):
-    """What one rank communicates in one optimizer step, measured once in a run, in bytes.
-
-    collectives: whole tensors that the collectives work on, by kind. sent: what the rank's connections sent; None where
-    Gloo is not used or the system does not count.
-    """
-
-    collectives: dict[CollectiveName, Count]
-    sent: Count | None
-
-
-class RankBytes(Strict):
-    """What one rank keeps between two steps, in bytes of memory; traffic is None where no step was measured."""
-
-    parameters: Count
-    gradients: Count
-    optimizer: Count
-    traffic: StepTraffic | None
-
-
 class RunRecord(Strict):
     """One finished training run. Times in seconds, memory in bytes, accuracy as a share of the test images.
 
@@ -142,7 +91,7 @@ class RunRecord(Strict):
     schema_version: Literal[1] = SCHEMA_VERSION
     kind: RunKind
     recipe: Name
-    finished_at: Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(_moment)]
+    finished_at: Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(moment)]
     config: RecordedConfig
     world: WorldInfo
     environment: Environment

@@ -31,9 +31,9 @@ from ddp_workbook.records.files import (
     staged,
     to_json,
 )
+from ddp_workbook.records.rank_bytes import RankBytes
 from ddp_workbook.records.run import (
     HistoryRecord,
-    RankBytes,
     RunKind,
     RunRecord,
     WorldInfo,

@@ -19,7 +19,7 @@ from ddp_workbook.distributed.process_group import World
 from ddp_workbook.distributed.sharding import check_sharding, whole_optimizer, whole_weights
 from ddp_workbook.errors import InputError
 from ddp_workbook.labs import ledger
-from ddp_workbook.records.run import RankBytes
+from ddp_workbook.records.rank_bytes import RankBytes
 from ddp_workbook.runs.outputs import bytes_of_rank
 from ddp_workbook.specs import MODELS
 from ddp_workbook.training import loader, models
