@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ddp_workbook.analysis.memory import Shard, kept_bytes, sent_bytes, step_bytes, step_collectives
-from ddp_workbook.analysis.plots_style import BLUE, GREY, INK, ORANGE, new_figure, set_finding
+from ddp_workbook.analysis.plots_style import BLUE, GREY, INK, ORANGE, new_figure, percent, set_finding
 from ddp_workbook.records.rank_bytes import RankBytes
 
 WAYS: dict[Shard, tuple[str, str, str]] = {
@@ -40,18 +40,20 @@ def memory_by_ranks(title: str, measured: Measured, parameters: int, copies: int
         _line(right, max(counts), lambda n, way=shard: step_bytes(way, n, parameters), color=colour)
     through_gloo = [sent_bytes(step_collectives("full", parameters), n, "gloo") / MIB for n in range(1, MOST_RANKS + 1)]
     right.plot(range(1, MOST_RANKS + 1), through_gloo, ":", color=ORANGE, linewidth=1.2)
-    right.annotate(
-        "FSDP through Gloo", (MOST_RANKS, through_gloo[-1]), (0, 4), textcoords="offset points", ha="right", color=INK
-    )
+    rings = [step_bytes(shard, MOST_RANKS, parameters) / MIB for shard in ("none", "full")]
+    for text, height in zip(("DDP", "ZeRO-1, FSDP in a ring", "FSDP by Gloo"), (*rings, through_gloo[-1]), strict=True):
+        place = {"textcoords": "offset points", "ha": "right", "color": INK}
+        right.annotate(text, (MOST_RANKS, height), (0, -11), **place)
     left.set(xlabel="ranks N", ylabel="kept per rank (MiB)", ylim=(0, None), title="memory between two steps")
-    right.set(xlabel="ranks N", ylabel="sent per rank and step (MiB)", ylim=(0, None), title="communication")
+    most_sent = 1.15 * through_gloo[-1]
+    right.set(xlabel="ranks N", ylabel="sent per rank and step (MiB)", ylim=(0, most_sent), title="communication")
+    for ax in (left, right):
+        ax.set_xticks(range(1, MOST_RANKS + 1))
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     least, most = (kept_bytes(way, MOST_RANKS, parameters, copies).total for way in ("full", "none"))
-    set_finding(
-        figure,
-        f"{title}: on {MOST_RANKS} ranks FSDP keeps {least / most:.0%} of what DDP keeps, and sends 1.5 times as much. "
-        f"Points are measured, lines predicted",
-    )
+    share = percent(least / most, ".0f")
+    finding = f"on {MOST_RANKS} ranks FSDP keeps {share} of what DDP keeps, and sends 1.5 times as much"
+    set_finding(figure, f"{title}: {finding}. Points are measured, lines predicted")
     return figure
 
 
