@@ -75,6 +75,11 @@ def load_inputs(run_dir: Path) -> Inputs:
         load_run(run_dir, kind) for kind in ("baseline", "distributed")
     )
     require_comparable(baseline, distributed)
+    if distributed.config.shard != "none":
+        raise InputError(
+            f"{run_dir / DISTRIBUTED} is of a run with --shard {distributed.config.shard}, and the report describes "
+            f"DDP; train it again without --shard"
+        )
     weak = _load_if_there(BenchmarkRecord, run_dir / WEAK)
     if weak and weak.scaling != "weak":
         raise InputError(f"{run_dir / WEAK} is not of weak scaling; run notebook 04 again")

@@ -59,6 +59,7 @@ def edit(path, change):
         (lambda r: r["confusion"].pop(), "confusion must be 2 x 2"),
         (lambda r: r["confusion"][0].__setitem__(0, 5), "confusion counts"),
         (lambda r: r["peak_memory_bytes"].append(1), "peak_memory_bytes must have 1 entries"),
+        (lambda r: r.update(rank_bytes=[]), "rank_bytes must have 1 entries"),
         (lambda r: r.update(correct_images="no bits"), "correct_images is not base64"),
         (lambda r: r.update(correct_images="/ä=="), "correct_images is not base64"),
         (lambda r: r.update(correct_images=pack_bits([True] * 180)), "a bit for each of the 200 test images"),
