@@ -20,7 +20,7 @@ from ddp_workbook.records.rank_bytes import CollectiveName, StepTraffic
 
 MEASURED_STEP = 3  # of a process; DDP sorts its buckets after the first one, and all ranks agree on that in the second
 KINDS: dict[str, CollectiveName] = {  # part of the name of a c10d operator: name in torch.distributed
-    "reduce_scatter": "reduce_scatter", "reduce": "all_reduce", "gather": "all_gather", "broadcast": "broadcast",
+    "reduce_scatter": "reduce_scatter", "allreduce": "all_reduce", "allgather": "all_gather", "broadcast": "broadcast",
 }  # fmt: skip
 
 
@@ -38,7 +38,7 @@ class CollectiveLog(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Called by torch for each operator."""
         if func.namespace == "c10d":
-            kind = next((KINDS[part] for part in KINDS if part in func._opname), None)
+            kind = next((KINDS[part] for part in KINDS if part in func.name()), None)
             if kind:
                 self.bytes[kind] += max(map(_bytes_of, args))
         return func(*args, **(kwargs or {}))
