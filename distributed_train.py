@@ -36,6 +36,7 @@ from ddp_workbook.distributed.agreement import facts_asked, facts_found, require
 from ddp_workbook.distributed.collectives import from_main, refused_together
 from ddp_workbook.distributed.comm_hooks import check_comm_hook
 from ddp_workbook.distributed.process_group import World, leave_group, process_group, read_world
+from ddp_workbook.distributed.sharding import check_sharding
 from ddp_workbook.errors import InputError
 from ddp_workbook.flags import parse_run
 from ddp_workbook.records.run import RunRecord, load_run
@@ -70,6 +71,7 @@ def run(config: TrainConfig, options: CheckpointOptions, world: World, callbacks
                 precision = choose_precision(config.precision, device)
                 check_comm_hook(config.comm_hook, device, world)  # NEW: not every hook works everywhere
                 given_batch_sizes(config, world.size)  # NEW: refuses shares that do not fit the ranks
+                check_sharding(config, world, device, backend, precision)  # NEW: nor does sharding
                 outputs = RunOutputs(config, world, backend)
                 data = load_dataset(config)
                 loader = TrainLoader(data, config, world, device)  # NEW: world decides which shard

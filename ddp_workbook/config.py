@@ -103,6 +103,8 @@ class TrainConfig:
     """CPU threads per process; 0: cores divided by the processes on this machine."""
     comm_hook: CommHookName = "allreduce"
     """DDP communication hook: all-reduce of full or compressed gradients, or shared memory (CPUs of one machine)."""
+    shard: Literal["none", "optimizer", "full"] = "none"
+    """What each process keeps only its share of: the optimizer's state (ZeRO-1), or parameters and gradients too."""
     tensorboard: bool = False
     """Also write TensorBoard event files to <results-dir>/<recipe>/tensorboard."""
 
@@ -173,6 +175,8 @@ PATHS = frozenset({"data_dir", "results_dir", "checkpoint_dir"})
 """Where files are."""
 PLACEMENT = frozenset({"device", "backend", "threads", "tensorboard"})
 """Where and beside what it runs: results differ by rounding at most."""
+SHARDING = frozenset({"shard"})
+"""What each process keeps: results differ by rounding at most, but all processes must do the same."""
 NUMERICS = frozenset({"precision", "comm_hook"})
 """How numbers are stored and sent: the same training with other rounding errors."""
 SPLIT = frozenset({"batch_size", "grad_accum_steps", "balance"})

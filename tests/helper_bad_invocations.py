@@ -88,7 +88,7 @@ NUMBERS = {
     "head-lr-scale": ("0", "inf"), "weight-decay": ("-1", "inf"), "threads": ("-1", "99999"),
     "seed": ("-1", "9223372036854775808", "1.5"), "image-size": ("0", "27", "513", "32x32"),
 }  # fmt: skip
-CHOICES = ("model", "dataset", "optimizer", "schedule", "device", "backend", "precision", "comm-hook")
+CHOICES = ("model", "dataset", "optimizer", "schedule", "device", "backend", "precision", "comm-hook", "shard")
 NETWORK = ("predict", "--bandwidth-gbit", "1", "--latency-us", "5")
 INSIDE = ("--intra-gbit", "100", "--intra-us", "3")
 PICTURES = ("--recipe", "resnet50-imagefolder", "--data-dir", "pictures")
@@ -109,6 +109,7 @@ FLAGS = [
     train("a recipe that is a path", "--recipe", "../x", answer="choose one of"),
     train("a batch larger than the data", "--batch-size", "100000", answer="smaller batch"),
     train("accumulating beyond the data", "--grad-accum-steps", "100000", answer="smaller batch"),
+    train("sharding for one process", "--shard", "full", answer="--shard full needs several processes"),
     train("shared memory for one process", "--comm-hook", "shared-memory", answer="needs several processes"),
     train("shares for one process", "--balance", "1:2", answer="needs several processes"),
     train("balance for one process", "--balance", "auto", answer="needs several processes"),

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from conftest import make_data
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 import distributed_train
 from ddp_workbook.config import CheckpointOptions, TrainConfig
@@ -94,7 +95,9 @@ def outcome(config, world, last_state):
 
 
 def same(first, second):
-    """Equal bit for bit: tensors, and whatever contains them."""
+    """Equal bit for bit: tensors, and whatever contains them; of sharded ones this rank's parts."""
+    if isinstance(first, DTensor):
+        first, second = first.to_local(), second.to_local()
     if isinstance(first, torch.Tensor):
         return first.dtype == second.dtype and torch.equal(first, second)
     if isinstance(first, dict):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from helper_records import make_benchmark, make_breakdown, make_run, make_steps
 
+from ddp_workbook.records.rank_bytes import RankBytes, StepTraffic
 from ddp_workbook.records.run import Communication
 
 
@@ -52,3 +53,21 @@ def with_outlier(sweep):
     first = sweep.points[0]
     outlier = first.model_copy(update={"synced": [first.synced[0] / 100] * 2 + first.synced[2:]})
     return sweep.model_copy(update={"points": [outlier, *sweep.points[1:]]})
+
+
+def make_rank_bytes():
+    """What one and two ranks keep and send for 4 MiB of parameters with Adam, as predicted; two ranks 1 MiB apart."""
+    mib = 2**20
+    kept = {"none": (4, 4, 8), "optimizer": (4, 4, 4), "full": (2, 2, 4)}
+    sent = {"none": 4, "optimizer": 6, "full": 8}
+    measured = {("none", 1): [RankBytes(parameters=4 * mib, gradients=4 * mib, optimizer=8 * mib, traffic=None)]}
+    for shard, (parameters, gradients, optimizer) in kept.items():
+        traffic = StepTraffic(collectives={}, sent=sent[shard] * mib)
+        measured[shard, 2] = [
+            RankBytes(
+                parameters=parameters * mib, gradients=gradients * mib, optimizer=optimizer * mib + more,
+                traffic=traffic,
+            )
+            for more in (-mib // 2, mib // 2)
+        ]  # fmt: skip
+    return measured

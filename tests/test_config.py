@@ -13,7 +13,7 @@ from ddp_workbook.errors import InputError
 from ddp_workbook.flags import parse_run, to_flags
 from ddp_workbook.recipes import DEFAULT, EMBEDDED, RECIPES, get_recipe
 
-GROUPS = ("PATHS", "PLACEMENT", "NUMERICS", "SPLIT", "RESULT")
+GROUPS = ("PATHS", "PLACEMENT", "SHARDING", "NUMERICS", "SPLIT", "RESULT")
 
 
 def parse_config(arguments):
@@ -49,6 +49,7 @@ CONFIGS = st.builds(
     precision=st.sampled_from(["auto", "fp32", "bf16", "fp16"]),
     comm_hook=st.sampled_from(["allreduce", "bf16", "fp16", "powersgd", "shared-memory"]),
     balance=st.sampled_from(["equal", "auto", "1:2", "1:1:3"]),
+    shard=st.sampled_from(["none", "optimizer", "full"]),
     flip=st.sampled_from([None, True, False]),
     augment=st.booleans(),
     tensorboard=st.booleans(),
@@ -106,6 +107,7 @@ BAD_FLAGS = [
     ("--threads -1", "--threads must be from 0"),
     ("--precision int8", "invalid choice 'int8'"),
     ("--comm-hook zip", "invalid choice 'zip'"),
+    ("--shard half", "invalid choice 'half'"),
     ("--schedule never", "invalid choice 'never'"),
 ]
 
@@ -153,6 +155,7 @@ def test_a_group_is_ignored_as_a_whole_and_nothing_else_is(group):
     changes = {
         "PATHS": {"data_dir": Path("elsewhere")},
         "PLACEMENT": {"threads": 3},
+        "SHARDING": {"shard": "full"},
         "NUMERICS": {"comm_hook": "bf16"},
         "SPLIT": {"grad_accum_steps": 2},
         "RESULT": {"seed": 5},

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddp_workbook.analysis.statistics import independent_difference, median_interval, paired_difference
-from ddp_workbook.config import NUMERICS, PATHS, PLACEMENT, SPLIT, first_difference
+from ddp_workbook.config import NUMERICS, PATHS, PLACEMENT, SHARDING, SPLIT, first_difference
 from ddp_workbook.errors import InputError
 from ddp_workbook.records.run import Environment, RunRecord
 from ddp_workbook.records.timing import BenchmarkRecord, Configuration, Interval
@@ -125,7 +125,7 @@ def require_comparable(baseline: RunRecord, distributed: RunRecord) -> None:
         first, second = getattr(baseline, part), getattr(distributed, part)
         checks += [(f"{part}.{name}", getattr(first, name), getattr(second, name)) for name in names]
     # The batch per process differs, and must: the global batch has to be the same.
-    name = first_difference(baseline.config, distributed.config, PATHS | PLACEMENT | NUMERICS | SPLIT)
+    name = first_difference(baseline.config, distributed.config, PATHS | PLACEMENT | SHARDING | NUMERICS | SPLIT)
     if name:
         checks.append((f"config.{name}", getattr(baseline.config, name), getattr(distributed.config, name)))
     for name, first, second in checks:

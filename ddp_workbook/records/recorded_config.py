@@ -31,6 +31,7 @@ def _current_fields(config: object) -> object:
         else:
             raise ValueError("gradient_compression must be none unless averaging is all-reduce")
     config.setdefault("balance", "equal")  # before it was a field, every rank had equally many images
+    config.setdefault("shard", "none")  # before it was a field, nothing was sharded
     missing = [field.name for field in fields(TrainConfig) if field.name not in config]
     if missing:
         raise ValueError(f"{', '.join(missing)} is missing: the file is of an older version")

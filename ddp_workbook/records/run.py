@@ -4,42 +4,23 @@ from __future__ import annotations
 
 import base64
 import math
-import unicodedata
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.errors import InputError
+from ddp_workbook.records.fields import LONGEST_NAME, Amount, Count, Digest, Name, Share, Strict, moment
 from ddp_workbook.records.files import load_record, put_in_place
+from ddp_workbook.records.rank_bytes import RankBytes
 from ddp_workbook.records.recorded_config import RecordedConfig
 
 SCHEMA_VERSION = 1
 
 MOST_CLASSES = 1000
-LONGEST_NAME = 200  # characters of a class's name, or of what a machine calls itself
-
-
-def is_plain(text: str) -> bool:
-    """True for text without control characters that UTF-8 can encode."""
-    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
-
-
-def _plain(text: str) -> str:
-    if not is_plain(text):
-        raise ValueError("must not contain control characters")
-    return text
-
-
-def _moment(text: str) -> str:
-    """An ISO time from 1970 on, where the clock of a computer without a battery begins."""
-    if datetime.fromisoformat(text).year < 1970:
-        raise ValueError("must be a year from 1970 on")
-    return text
 
 
 def pack_bits(bits: Sequence[bool]) -> str:
@@ -59,18 +40,7 @@ def unpack_bits(text: str, count: int) -> list[bool]:
     return bits[:count].tolist()
 
 
-Count = Annotated[int, Field(ge=0, lt=2**63)]
-Amount = Annotated[float, Field(ge=0, le=1e18, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(_plain)]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RunKind = Literal["baseline", "distributed"]
-
-
-class Strict(BaseModel):
-    """Base of all records: unknown fields are refused, values cannot be changed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Environment(Strict):
@@ -119,13 +89,13 @@ class RunRecord(Strict):
 
     correct_images has a bit for each test image in order, 1 where the model is right, packed by pack_bits(): two runs
     on the same images can then be compared image by image. The two SHA-256 name the run's other files: its history, and
-    what the model's file holds before its seal. These three are None in records of earlier versions.
+    what the model's file holds before its seal. These three and rank_bytes are None in records of earlier versions.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     kind: RunKind
     recipe: Name
-    finished_at: Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(_moment)]
+    finished_at: Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(moment)]
     config: RecordedConfig
     world: WorldInfo
     environment: Environment
@@ -138,6 +108,7 @@ class RunRecord(Strict):
     test_loss: Amount
     peak_memory_bytes: list[Count]
     accelerator_peak_bytes: list[Count | None]
+    rank_bytes: list[RankBytes] | None = None
     confusion: list[list[Count]]
     correct_images: str | None = None
     history_sha256: Digest | None = None
@@ -163,8 +134,8 @@ class RunRecord(Strict):
             raise ValueError("test_accuracy does not follow from confusion")
         if self.correct_images is not None and sum(self.correct_bits) != correct:
             raise ValueError("correct_images does not count as many correct predictions as confusion")
-        for name in ("peak_memory_bytes", "accelerator_peak_bytes"):
-            if len(getattr(self, name)) != world.processes:
+        for name in ("peak_memory_bytes", "accelerator_peak_bytes", "rank_bytes"):
+            if getattr(self, name) is not None and len(getattr(self, name)) != world.processes:
                 raise ValueError(f"{name} must have {world.processes} entries, one per process")
         if world.batch_sizes is not None and (
             len(world.batch_sizes) != world.processes

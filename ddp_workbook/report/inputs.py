@@ -93,6 +93,11 @@ def load_inputs(run_dir: Path) -> Inputs:
             f"{run_dir / DISTRIBUTED} is of a run with --balance {distributed.config.balance}, and the report can only "
             f"describe one with equal batches; train it again without --balance"
         )
+    if distributed.config.shard != "none":
+        raise InputError(
+            f"{run_dir / DISTRIBUTED} is of a run with --shard {distributed.config.shard}, and the report describes "
+            f"DDP; train it again without --shard"
+        )
     weak = _load_if_there(BenchmarkRecord, run_dir / WEAK)
     if weak and weak.scaling != "weak":
         raise InputError(f"{run_dir / WEAK} is not of weak scaling; run notebook 04 again")

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ddp_workbook.errors import InputError, first_fault
-from ddp_workbook.records.run import is_plain
+from ddp_workbook.records.fields import is_plain
 
 TEAM_FILE = Path("report.toml")
 LARGEST_TEAM_FILE = 100_000  # bytes

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.errors import InputError, first_fault
@@ -63,13 +63,16 @@ class _HashingFile:
 
 
 def write_checkpoint(
-    path: Path, config: TrainConfig, fingerprint: str, model: nn.Module, training: dict | None = None
+    path: Path, config: TrainConfig, fingerprint: str, weights: dict[str, Tensor], training: dict | None = None
 ) -> str:
-    """Write the file atomically; returns the SHA-256 in its seal. Raises InputError when it cannot be written."""
+    """Write the file atomically; returns the SHA-256 in its seal. Raises InputError when it cannot be written.
+
+    `weights` are those of a model's state_dict(), whole.
+    """
     content = {
         "config": _CONFIG.dump_python(config, mode="json"),
         "fingerprint": fingerprint,
-        "model": model.state_dict(),
+        "model": weights,
         "training": training,
     }
 

@@ -9,12 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from ddp_workbook import devices
 from ddp_workbook.config import PATHS, TrainConfig, first_difference
 from ddp_workbook.distributed.collectives import from_main, gather_objects
 from ddp_workbook.distributed.ddp import unwrap
 from ddp_workbook.distributed.process_group import World
+from ddp_workbook.distributed.sharding import local_bytes, whole_weights
 from ddp_workbook.errors import InputError
 from ddp_workbook.records.files import (
     load_record,
@@ -29,6 +31,7 @@ from ddp_workbook.records.files import (
     staged,
     to_json,
 )
+from ddp_workbook.records.rank_bytes import RankBytes
 from ddp_workbook.records.run import (
     HistoryRecord,
     RunKind,
@@ -131,12 +134,15 @@ class RunOutputs:
         Returns the record on rank 0, None on the others. Raises InputError when a file cannot be written.
         """
         shards = gather_objects(tested.correct.numpy())
-        memory = gather_objects((devices.peak_memory_bytes(), devices.accelerator_peak_bytes(state.device)))
+        memory = gather_objects(
+            (devices.peak_memory_bytes(), devices.accelerator_peak_bytes(state.device), bytes_of_rank(state))
+        )
+        weights = whole_weights(unwrap(state.model))
 
         def describe_and_write() -> RunRecord:
             run = self._describe(state, tested, data, shards, memory)
             try:
-                return self._write(run, state, data)
+                return self._write(run, state, data, weights)
             except InputError:
                 self._clean_up()
                 raise
@@ -171,17 +177,18 @@ class RunOutputs:
             images_per_second=sum(e.images_per_second * e.train_seconds for e in state.history) / train_seconds,
             test_accuracy=accuracy(tested.confusion),
             test_loss=state.history[-1].test_loss,
-            peak_memory_bytes=[host for host, _ in memory],
-            accelerator_peak_bytes=[accelerator for _, accelerator in memory],
+            peak_memory_bytes=[host for host, _, _ in memory],
+            accelerator_peak_bytes=[accelerator for _, accelerator, _ in memory],
+            rank_bytes=[counted for _, _, counted in memory],
             confusion=tested.confusion.tolist(),
             correct_images=pack_bits(self._in_order(shards)),
         )
 
-    def _write(self, run: RunRecord, state: TrainingState, data: Dataset) -> RunRecord:
+    def _write(self, run: RunRecord, state: TrainingState, data: Dataset, weights: dict[str, Tensor]) -> RunRecord:
         """Until its metrics are written, the run does not count: its model and history wait beside the earlier ones."""
         epochs = to_json(HistoryRecord(kind=run.kind, recipe=run.recipe, epochs=state.history))
         digest = sha256(epochs.encode())
-        model_digest = write_checkpoint(staged(self.model, digest), self.config, data.fingerprint, unwrap(state.model))
+        model_digest = write_checkpoint(staged(self.model, digest), self.config, data.fingerprint, weights)
         save_text(epochs, staged(self.history, digest))
         run = run.model_copy(update={"history_sha256": digest, "model_sha256": model_digest})
         save_record(run, self.metrics)
@@ -194,6 +201,18 @@ class RunOutputs:
         for rank, shard in enumerate(shards):
             correct[evaluation_shard(len(correct), replace(self.world, rank=rank))] = shard
         return correct
+
+
+def bytes_of_rank(state: TrainingState) -> RankBytes:
+    """What this rank keeps after an optimizer step, and what it communicated in the step that was measured."""
+    parameters = list(state.model.parameters())
+    kept = [value for values in state.optimizer.state.values() for value in values.values()]
+    return RankBytes(
+        parameters=local_bytes(parameters),
+        gradients=local_bytes(parameter.grad for parameter in parameters if parameter.grad is not None),
+        optimizer=local_bytes(value for value in kept if isinstance(value, Tensor)),
+        traffic=state.traffic.measured,
+    )
 
 
 def finished_run(

@@ -9,12 +9,28 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from ddp_workbook.config import PATHS, PLACEMENT, SPLIT, CheckpointOptions, TrainConfig, first_difference, flag
+from ddp_workbook.config import (
+    PATHS,
+    PLACEMENT,
+    SHARDING,
+    SPLIT,
+    CheckpointOptions,
+    TrainConfig,
+    first_difference,
+    flag,
+)
 from ddp_workbook.devices import synchronize
 from ddp_workbook.distributed.collectives import dist_max, from_main, gather_objects
 from ddp_workbook.distributed.ddp import MeteredDDP, add_communication, take_communication, unwrap
 from ddp_workbook.distributed.process_group import World
+from ddp_workbook.distributed.sharding import (
+    load_whole_optimizer,
+    load_whole_weights,
+    whole_optimizer,
+    whole_weights,
+)
 from ddp_workbook.errors import InputError, diverged
 from ddp_workbook.records.run import Communication, EpochRecord
 from ddp_workbook.runs.checkpoint import checkpoint_folder, read_checkpoint, saved_checkpoints, write_checkpoint
@@ -57,12 +73,13 @@ class CheckpointManager:
             if partial.step:
                 partial.communication = add_communication(partial.communication, take_communication(state.model))
             ranks = gather_objects(_state_of_rank(state))
-            from_main(lambda: self._write(state, ranks))
+            weights, optimizer = whole_weights(unwrap(state.model)), whole_optimizer(state.optimizer, self.config)
+            from_main(lambda: self._write(state, ranks, weights, optimizer))
         self.written = time.perf_counter()
 
-    def _write(self, state: TrainingState, ranks: list[dict]) -> None:
-        model, partial = unwrap(state.model), state.partial
-        finite = all(bool(weight.isfinite().all()) for weight in model.parameters())
+    def _write(self, state: TrainingState, ranks: list[dict], weights: dict[str, Tensor], optimizer: dict) -> None:
+        partial = state.partial
+        finite = all(bool(weights[name].isfinite().all()) for name, _ in unwrap(state.model).named_parameters())
         if not finite or not all(math.isfinite(rank["metrics"][0]) for rank in ranks):
             raise diverged(f"weights or loss are not finite after step {partial.step} of epoch {state.epoch + 1}")
         training = {
@@ -73,14 +90,14 @@ class CheckpointManager:
             "seconds": partial.clock.seconds if partial.step else 0.0,
             "communication": partial.communication and partial.communication.model_dump(),
             "history": [epoch.model_dump() for epoch in state.history],
-            "optimizer": state.optimizer.state_dict(),
+            "optimizer": optimizer,
             "schedule": state.schedule.state_dict(),
             "scaler": state.precision.scaler.state_dict(),
             "batch_sizes": state.batch_sizes,
             "ranks": ranks,
         }
         path = self.folder / f"step-{state.step:06d}.pt"
-        write_checkpoint(path, self.config, self.data.fingerprint, model, training)
+        write_checkpoint(path, self.config, self.data.fingerprint, weights, training)
         self.kept = [*(other for other in self.kept if other != path), path][-KEPT:]
         self._remove_all_but(self.kept)
 
@@ -146,7 +163,7 @@ class CheckpointManager:
         """How the checkpoint's run differs from this one; None when this one can resume it."""
         theirs, ours, processes = content["config"], self.config, content["training"]["processes"]
         same_size = processes == self.world.size
-        name = first_difference(theirs, ours, PATHS | PLACEMENT | (frozenset() if same_size else SPLIT))
+        name = first_difference(theirs, ours, PATHS | PLACEMENT | SHARDING | (frozenset() if same_size else SPLIT))
         if name:
             return f"belongs to a run with {flag(name)} {getattr(theirs, name)}, this one has {getattr(ours, name)}"
         if content["fingerprint"] != self.data.fingerprint:
@@ -197,8 +214,8 @@ def restore(state: TrainingState, content: dict, config: TrainConfig, world: Wor
     training = content["training"]
     if training["precision"] != state.precision.name:
         raise ValueError(f"its precision is {training['precision']}, this one's {state.precision.name}")
-    unwrap(state.model).load_state_dict(content["model"])
-    state.optimizer.load_state_dict(training["optimizer"])
+    load_whole_weights(unwrap(state.model), content["model"])
+    load_whole_optimizer(state.optimizer, training["optimizer"], config)
     state.schedule.load_state_dict(training["schedule"])
     state.precision.scaler.load_state_dict(training["scaler"])
     state.epoch = training["epoch"]

@@ -16,7 +16,8 @@ from torchvision.datasets import ImageFolder
 
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.errors import InputError
-from ddp_workbook.records.run import LONGEST_NAME, MOST_CLASSES, is_plain
+from ddp_workbook.records.fields import LONGEST_NAME, is_plain
+from ddp_workbook.records.run import MOST_CLASSES
 
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # PIL goes by content: an EPS named .png would run Ghostscript
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # modes of at most 8 bits a channel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
@@ -154,7 +155,12 @@ def evaluation_shard(images: int, world: World) -> range:
 
 
 def evaluation_batches(data: ImageSet, normalize: Normalize, world: World) -> Iterator[Batch]:
-    """This rank's share of the test images, unchanged and in order."""
+    """This rank's share of the test images, unchanged and in order, in as many batches as the largest share needs.
+
+    So the last batch may be empty. A sharded model gathers its parameters in each forward pass, from all ranks.
+    """
     shard = torch.tensor(evaluation_shard(len(data), world), dtype=torch.long)
-    for index in shard.split(EVALUATION_BATCH) if len(shard) else ():
+    largest = math.ceil(len(data) / world.size)
+    for start in range(0, largest, EVALUATION_BATCH):
+        index = shard[start : start + EVALUATION_BATCH]
         yield normalize(data.images[index.to(data.images.device)]), data.labels[index.to(data.labels.device)]

@@ -77,7 +77,8 @@ def train_epoch(
     state.model.train()
     weight = loss_weight(state.batch_sizes, loader.world.rank)  # NEW: 1, unless --balance splits the batch unequally
     for batches in loader.epoch(state.epoch + 1, state.partial.step, state.batch_sizes):
-        outputs = train_step(state.model, batches, state.optimizer, state.precision, config.label_smoothing, weight)
+        with state.traffic.step():  # NEW: one step's communication is counted
+            outputs = train_step(state.model, batches, state.optimizer, state.precision, config.label_smoothing, weight)
         state.schedule.step()
         state.partial.metrics.add(outputs)
         for callback in callbacks:

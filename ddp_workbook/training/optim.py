@@ -32,7 +32,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig, processes: int) -> to
         alike.setdefault(settings, []).append(p)
     groups = [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in alike.items()]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+        fused = config.shard != "full"  # torch has no fused SGD for sharded tensors
+        return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused)
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](groups, lr=lr, fused=True)
 
 

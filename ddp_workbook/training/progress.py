@@ -31,9 +31,10 @@ def describe_epoch(epoch: EpochRecord, epochs: int) -> str:
 def describe_run(config: TrainConfig, world: World, state: TrainingState) -> str:
     """One line about a run that begins."""
     threads = choose_threads(config.threads, world.local_size)
+    sharded = "" if config.shard == "none" else f", shard {config.shard}"
     return (
         f"{config.recipe} on {state.device.type}: {world.size} process(es) x {threads} thread(s), "
-        f"{state.precision.name}, global batch {config.global_batch(world.size)}, "
+        f"{state.precision.name}{sharded}, global batch {config.global_batch(world.size)}, "
         f"peak lr {config.peak_lr(world.size):g}, "
         f"{config.epochs} epochs of {state.steps_per_epoch} steps"
     )

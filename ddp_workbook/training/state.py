@@ -15,6 +15,8 @@ from ddp_workbook.config import TrainConfig
 from ddp_workbook.devices import Precision
 from ddp_workbook.distributed.ddp import MeteredDDP, unwrap
 from ddp_workbook.distributed.process_group import World
+from ddp_workbook.distributed.sharding import load_whole_weights, shard_model, shard_optimizer
+from ddp_workbook.distributed.traffic import TrafficMeter
 from ddp_workbook.records.run import Communication, EpochRecord
 from ddp_workbook.training.balance import given_batch_sizes
 from ddp_workbook.training.datasets import Dataset
@@ -78,6 +80,7 @@ class TrainingState:
     history: list[EpochRecord] = field(default_factory=list)
     batch_sizes: list[int] | None = None
     """Images of each rank in a batch, where --balance splits them; None: config.batch_size on every rank."""
+    traffic: TrafficMeter = field(default_factory=TrafficMeter)
 
     @property
     def device(self) -> torch.device:
@@ -106,9 +109,11 @@ def build_state(config: TrainConfig, data: Dataset, world: World, device: torch.
     """
     torch.manual_seed(config.seed)  # the same weights on all ranks
     model = build_model(config, len(data.classes)).to(device, memory_format=torch.channels_last)
-    if world.launched:
+    if world.launched and config.shard == "full":
+        model = shard_model(model, device)  # NEW: each rank keeps a part of every parameter
+    elif world.launched:
         model = MeteredDDP(model, device, config)  # NEW: backward averages the gradients
-    optimizer = build_optimizer(model, config, processes=world.size)  # its rate follows the global batch
+    optimizer = _build_optimizer(model, config, world)
     steps = steps_per_epoch(len(data.train), config, world)
     schedule = build_schedule(optimizer, config, steps)
     state = TrainingState(model, optimizer, schedule, Precision.of(config, device), config.epochs, steps)
@@ -116,10 +121,17 @@ def build_state(config: TrainConfig, data: Dataset, world: World, device: torch.
     return state
 
 
+def _build_optimizer(model: nn.Module, config: TrainConfig, world: World) -> torch.optim.Optimizer:
+    optimizer = build_optimizer(model, config, processes=world.size)  # its rate follows the global batch
+    if world.launched and config.shard == "optimizer":
+        shard_optimizer(optimizer)  # NEW: each rank updates its share of the parameters
+    return optimizer
+
+
 def restart(state: TrainingState, config: TrainConfig, data: Dataset, world: World, seed: int) -> None:
     """Begin again with new weights, the same on every rank, in the same model: DDP and its hook stay as they are."""
     torch.manual_seed(seed)
-    unwrap(state.model).load_state_dict(build_model(config, len(data.classes)).state_dict())
-    state.optimizer = build_optimizer(state.model, config, world.size)
+    load_whole_weights(unwrap(state.model), build_model(config, len(data.classes)).state_dict())
+    state.optimizer = _build_optimizer(state.model, config, world)
     state.schedule = build_schedule(state.optimizer, config, state.steps_per_epoch)
     torch.manual_seed(seed + world.rank)  # dropout differs between ranks

@@ -6,12 +6,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from helper_map import curve_map
-from helper_plots import finding, make_shared, make_waiting, make_weak, points, with_outlier
+from helper_plots import finding, make_rank_bytes, make_shared, make_waiting, make_weak, points, with_outlier
 from helper_records import make_benchmark, make_breakdown, make_run, make_sweep
 from helper_seeds import count_study
 from matplotlib.text import Text
 
-from ddp_workbook.analysis import plots, plots_cost, plots_map, plots_ring, plots_seeds, plots_speed, plots_style
+from ddp_workbook.analysis import (
+    plots,
+    plots_cost,
+    plots_map,
+    plots_memory,
+    plots_ring,
+    plots_seeds,
+    plots_speed,
+    plots_style,
+)
 from ddp_workbook.analysis.clusters import Cluster
 from ddp_workbook.analysis.costmodel import Link, ModelCosts
 from ddp_workbook.analysis.speedup import speedup_table
@@ -53,6 +62,7 @@ FIGURES = {
     ),
     "batch map": lambda: plots_map.batch_map(curve_map([16, 32, 64, 128], [0.75, 0.85, 0.95, 1.05])),
     "seeds": lambda: plots_seeds.seeds(count_study()),
+    "memory": lambda: plots_memory.memory_by_ranks("A model", make_rank_bytes(), 4 * 2**20, 2),
     "schedule": lambda: plots.schedule([0.1, 0.2, 0.1], 1),
     "shards": lambda: plots.sampler_shards(np.arange(24).reshape(2, 2, 6), 3),
     "images": lambda: plots.image_row(np.zeros((10, 4, 4, 3), dtype=np.uint8), ["a rather long name"] * 10),
@@ -158,6 +168,19 @@ def test_waiting_is_shown_without_the_sum_of_the_collectives():
     assert finding(figure).endswith("test accuracy 88.0 % after 2 epochs")
     drawn = [list(line.get_ydata()) for line in figure.axes[2].get_lines()]
     assert drawn == [[10, 10], [0.5, 0.5], [2, 2]]
+
+
+def test_memory_is_drawn_as_measured():
+    """16 MiB on one rank; on two the means of 15.5 and 16.5, 11.5 and 12.5, 7.5 and 8.5; Gloo sends FSDP's 8 MiB."""
+    figure = FIGURES["memory"]()
+    kept, sent = figure.axes
+    assert points(kept, plots_style.GREY) == {(1, 16), (2, 16)}
+    assert points(kept, plots_style.BLUE) == {(2, 12)}
+    assert points(kept, plots_style.ORANGE) == {(2, 8)}
+    assert points(sent, plots_style.ORANGE) == {(2, 8)}
+    assert "on 8 ranks FSDP keeps 12 % of what DDP keeps, and sends 1.5 times as much" in finding(figure)
+    dotted = next(line for line in sent.get_lines() if line.get_linestyle() == ":")
+    assert dotted.get_ydata()[1] == 8
 
 
 def test_shards_say_whether_images_are_shared_out():

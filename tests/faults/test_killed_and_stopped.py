@@ -107,12 +107,16 @@ def undisturbed(folder, launcher, *flags):
     return done - begun, run.result()
 
 
-@pytest.mark.parametrize("balance", ["equal", "1:2"])
-def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(balance, tmp_path):
-    flags = ("--checkpoint-every", "20", "--balance", balance)
+@pytest.mark.parametrize(
+    ("options", "in_full"),
+    [((), 50), (("--balance", "1:2"), 20), (("--shard", "optimizer"), 20), (("--shard", "full"), 20)],
+    ids=["DDP", "balance", "ZeRO-1", "FSDP"],
+)
+def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(options, in_full, tmp_path):
+    flags = ("--checkpoint-every", "20", *options)
     seconds, expected = undisturbed(tmp_path / "plain", TORCHRUN, *flags)
     recovery, exact = [], 0
-    for number in range(1, tries(25) + 1):
+    for number in range(1, tries(in_full) + 1):
         run = Run(tmp_path / str(number), [*TORCHRUN, "--max-restarts=3"], *flags)
         run.wait_for(BEGUN)
         victim = run.rank(DRAWS.randrange(2))
@@ -123,7 +127,8 @@ def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(balance, tmp_pa
         assert run.end() == 0, run.lines
         exact += same(run.result(), expected)
     median, worst = statistics.median(recovery), max(recovery)
-    print(f"\nkilled {len(recovery)}: {exact} bit-identical; recovery median {median:.1f} s, worst {worst:.1f} s")
+    print(f"\n{' '.join(options) or 'DDP'}, killed {len(recovery)}: {exact} bit-identical; recovery", end=" ")
+    print(f"median {median:.1f} s, worst {worst:.1f} s")
     print("recovery:", *(f"{one:.2f}" for one in recovery))
     assert exact == len(recovery)
 

@@ -168,7 +168,7 @@ def finished(tmp_path):
 
 def test_a_model_of_another_run_is_not_taken_for_this_ones(finished):
     assert finished_run(finished, "baseline", 1, make_data())
-    write_checkpoint(model_path(finished, "baseline"), finished, make_data().fingerprint, nn.Linear(3, 2))
+    write_checkpoint(model_path(finished, "baseline"), finished, make_data().fingerprint, nn.Linear(3, 2).state_dict())
     assert finished_run(finished, "baseline", 1, make_data()) is None
 
 

@@ -64,6 +64,7 @@ def edit(path, change):
         (lambda r: r["world"].update(batch_sizes=[0]), "world.batch_sizes"),
         (lambda r: r["world"].update(batch_sizes=[64]), "config.balance is 'equal'"),
         (lambda r: r["config"].update(balance="auto"), "world.batch_sizes is None, but config.balance is 'auto'"),
+        (lambda r: r.update(rank_bytes=[]), "rank_bytes must have 1 entries"),
         (lambda r: r.update(correct_images="no bits"), "correct_images is not base64"),
         (lambda r: r.update(correct_images="/ä=="), "correct_images is not base64"),
         (lambda r: r.update(correct_images=pack_bits([True] * 180)), "a bit for each of the 200 test images"),

@@ -29,7 +29,7 @@ def saved(config):
     """The file of a finished model, and the model."""
     torch.manual_seed(0)
     model, path = nn.Linear(3, 2), model_path(config, "baseline")
-    write_checkpoint(path, config, "0" * 64, model)
+    write_checkpoint(path, config, "0" * 64, model.state_dict())
     return path, model
 
 
@@ -62,7 +62,7 @@ def test_weights_of_another_network_are_refused(saved):
 def test_no_corrupt_file_is_read(tmp_path_factory, data):
     """Truncated anywhere, with one byte changed anywhere, or with a byte too many."""
     path = tmp_path_factory.getbasetemp() / "step-000001.pt"
-    write_checkpoint(path, TrainConfig(), "0" * 64, nn.Linear(10, 10))
+    write_checkpoint(path, TrainConfig(), "0" * 64, nn.Linear(10, 10).state_dict())
     complete = path.read_bytes()
     seal_start = len(complete) - SEAL_BYTES
     place = data.draw(st.one_of(st.integers(0, len(complete) - 1), st.integers(seal_start, len(complete) - 1)))

@@ -97,7 +97,7 @@ def test_a_finished_run_is_found_again_only_with_its_settings_and_a_complete_mod
     saved = save_run_files(config.run_dir, data)
     assert finished_run(config, "baseline", 1, data) is None  # its model is missing
     path = model_path(config, "baseline")
-    write_checkpoint(path, config, data.fingerprint, nn.Linear(3, 2))
+    write_checkpoint(path, config, data.fingerprint, nn.Linear(3, 2).state_dict())
     complete = path.read_bytes()
     for incomplete in (b"", complete[:-1]):
         path.write_bytes(incomplete)

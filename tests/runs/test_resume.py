@@ -143,7 +143,7 @@ def test_an_unusable_checkpoint_is_named_and_the_previous_one_used(stopped, faul
     elif fault == "half a run":
         seal(newest, content | {"config": {}, "training": {"epoch": 0, "step": 8}})
     else:
-        write_checkpoint(newest, stopped, content["fingerprint"], nn.Linear(3, 2))
+        write_checkpoint(newest, stopped, content["fingerprint"], nn.Linear(3, 2).state_dict())
         reason = "is a finished model, not a run in progress"
     expected = train(in_folder(stopped, tmp_path / "complete"), make_data())
     capsys.readouterr()

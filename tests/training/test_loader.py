@@ -115,5 +115,12 @@ def test_evaluation_shards_hold_each_index_once(images, ranks):
     assert sorted(index for shard in shards for index in shard) == list(range(images))
 
 
-def test_a_rank_without_test_images_has_no_batches(data):
-    assert list(evaluation_batches(data.test, Normalize(data, CPU), World(30, 40))) == []
+@pytest.mark.parametrize(("ranks", "batches"), [(1, 6), (2, 3), (3, 2), (8, 1), (40, 1)])
+def test_all_ranks_have_as_many_evaluation_batches(data, ranks, batches, monkeypatch):
+    """21 images in batches of 4: the last one of a rank may be empty. No other batch is, and none is missing."""
+    monkeypatch.setattr(loader_module, "EVALUATION_BATCH", 4)
+    for rank in range(ranks):
+        found = [len(labels) for _, labels in evaluation_batches(data.test, Normalize(data, CPU), World(rank, ranks))]
+        assert len(found) == batches
+        assert sum(found) == len(evaluation_shard(len(data.test), World(rank, ranks)))
+        assert all(found[:-1])

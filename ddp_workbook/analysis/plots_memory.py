@@ -1,0 +1,71 @@
+"""What a rank keeps and sends by number of ranks, unsharded and sharded: measured points, closed forms as lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ddp_workbook.analysis.memory import Shard, kept_bytes, sent_bytes, step_bytes, step_collectives
+from ddp_workbook.analysis.plots_style import BLUE, GREY, INK, ORANGE, new_figure, percent, set_finding
+from ddp_workbook.records.rank_bytes import RankBytes
+
+WAYS: dict[Shard, tuple[str, str, str]] = {
+    "none": ("DDP", GREY, "^"), "optimizer": ("ZeRO-1", BLUE, "o"), "full": ("FSDP", ORANGE, "s")
+}  # fmt: skip
+MOST_RANKS = 8
+MIB = 2**20
+
+Measured = Mapping[tuple[Shard, int], Sequence[RankBytes]]
+"""By way of sharding and number of ranks: the bytes of each rank."""
+
+
+def memory_by_ranks(title: str, measured: Measured, parameters: int, copies: int) -> Figure:
+    """Left: parameters, gradients and optimizer state that a rank keeps. Right: what it sends in a step.
+
+    `parameters` is their bytes, `copies` the optimizer's values for each. A point is the mean over the ranks, its bar
+    goes from the smallest rank to the largest; lines are closed forms, dashed where no number of ranks was measured.
+    """
+    figure, [[left, right]] = new_figure(1, 2, height=3.3)
+    for shard, (label, colour, marker) in WAYS.items():
+        counts = sorted(ranks for way, ranks in measured if way == shard)
+        kept = {n: [one.parameters + one.gradients + one.optimizer for one in measured[shard, n]] for n in counts}
+        sent = {n: [one.traffic.sent for one in measured[shard, n]] for n in counts if n > 1}
+        style = {"color": colour, "marker": marker, "label": label}
+        _points(left, kept, **style)
+        _line(left, max(counts), lambda n, way=shard: kept_bytes(way, n, parameters, copies).total, color=colour)
+        if all(None not in values for values in sent.values()):
+            _points(right, sent, **style)
+        _line(right, max(counts), lambda n, way=shard: step_bytes(way, n, parameters), color=colour)
+    through_gloo = [sent_bytes(step_collectives("full", parameters), n, "gloo") / MIB for n in range(1, MOST_RANKS + 1)]
+    right.plot(range(1, MOST_RANKS + 1), through_gloo, ":", color=ORANGE, linewidth=1.2)
+    rings = [step_bytes(shard, MOST_RANKS, parameters) / MIB for shard in ("none", "full")]
+    for text, height in zip(("DDP", "ZeRO-1, FSDP in a ring", "FSDP by Gloo"), (*rings, through_gloo[-1]), strict=True):
+        place = {"textcoords": "offset points", "ha": "right", "color": INK}
+        right.annotate(text, (MOST_RANKS, height), (0, -11), **place)
+    left.set(xlabel="ranks N", ylabel="kept per rank (MiB)", ylim=(0, None), title="memory between two steps")
+    most_sent = 1.15 * through_gloo[-1]
+    right.set(xlabel="ranks N", ylabel="sent per rank and step (MiB)", ylim=(0, most_sent), title="communication")
+    for ax in (left, right):
+        ax.set_xticks(range(1, MOST_RANKS + 1))
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    least, most = (kept_bytes(way, MOST_RANKS, parameters, copies).total for way in ("full", "none"))
+    share = percent(least / most, ".0f")
+    finding = f"on {MOST_RANKS} ranks FSDP keeps {share} of what DDP keeps, and sends 1.5 times as much"
+    set_finding(figure, f"{title}: {finding}. Points are measured, lines predicted")
+    return figure
+
+
+def _points(ax: Axes, values: Mapping[int, Sequence[int]], **style: str) -> None:
+    means = [sum(each) / len(each) / MIB for each in values.values()]
+    bars = [
+        [mean - min(each) / MIB for mean, each in zip(means, values.values(), strict=True)],
+        [max(each) / MIB - mean for mean, each in zip(means, values.values(), strict=True)],
+    ]
+    ax.errorbar(list(values), means, yerr=bars, linestyle="none", capsize=2, **style)
+
+
+def _line(ax: Axes, measured_to: int, form: object, **style: str) -> None:
+    for ranks, dashes in ((range(1, measured_to + 1), "-"), (range(measured_to, MOST_RANKS + 1), "--")):
+        ax.plot(ranks, [form(n) / MIB for n in ranks], dashes, linewidth=1, **style)
