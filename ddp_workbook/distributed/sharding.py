@@ -40,8 +40,8 @@ def check_sharding(config: TrainConfig, world: World, device: torch.device, back
         )
     if config.balance == "auto":
         raise InputError(
-            f"{asked} leaves no rank a whole model to time for --balance auto; give shares such as --balance 1:2, or use "
-            f"--shard optimizer"
+            f"{asked} leaves no rank a whole model to time for --balance auto; give shares, such as --balance 1:2, or "
+            f"use --shard optimizer"
         )
     if precision == "fp16":
         raise InputError(f"{asked} cannot scale gradients for fp16; use --precision bf16 or fp32, or --shard optimizer")

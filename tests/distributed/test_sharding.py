@@ -31,12 +31,16 @@ CPU = torch.device("cpu")
 SHARDS = ("none", "optimizer", "full")
 STEPS = 3
 CASES = {f"{model}, {optimizer}": (model, optimizer, 1) for model in MODELS for optimizer in ("sgd", "adam")}
-CASES |= {"cnn, sgd, accumulated": ("cnn", "sgd", 2), "cnn, adam, accumulated": ("cnn", "adam", 2)}
+CASES |= {
+    "cnn, sgd, balanced": ("cnn", "sgd", 1),
+    "cnn, sgd, accumulated": ("cnn", "sgd", 2),
+    "cnn, adam, accumulated": ("cnn", "adam", 2),
+}
 
 
 def cases(ranks):
     """Every one on two ranks; on three, which take longer, those with Adam, and the rest in `make test-faults`."""
-    return [name for name in CASES if ranks == 2 or IN_FULL or "adam" in name or name == "cnn, sgd"]
+    return [name for name in CASES if ranks == 2 or IN_FULL or "adam" in name or name.startswith("cnn, sgd, b")]
 
 
 def build_small_resnet(config, classes):
@@ -94,11 +98,12 @@ def train_all(rank, ranks):
     world, found = World(rank, ranks, rank, ranks, launched=True), defaultdict(dict)
     for name in cases(ranks):
         model, optimizer, accumulated = CASES[name]
+        balance = ":".join(map(str, range(1, ranks + 1))) if "balanced" in name else "equal"
         for shard in SHARDS:
             config = TrainConfig(
                 model=model, optimizer=optimizer, grad_accum_steps=accumulated, shard=shard, batch_size=4,
                 lr=1e-2 if optimizer == "sgd" else 1e-3, base_batch_size=4 * ranks * accumulated, augment=False,
-                precision="fp32", device="cpu", epochs=1, schedule="constant", warmup=0.0,
+                precision="fp32", device="cpu", epochs=1, schedule="constant", warmup=0.0, balance=balance,
             )  # fmt: skip
             facts, whole = train(config, world)
             if shard == "none":
@@ -225,6 +230,10 @@ REFUSED = {
     "a hook of DDP": (
         (replace(FULL, comm_hook="powersgd"), LAUNCHED, CPU, "gloo", "fp32"),
         "--shard full has no place for --comm-hook powersgd, which is a hook of DDP; use --comm-hook allreduce",
+    ),
+    "no whole model to time": (
+        (replace(FULL, balance="auto"), LAUNCHED, CPU, "gloo", "fp32"),
+        "to time for --balance auto; give shares, such as --balance 1:2, or use --shard optimizer",
     ),
     "fp16": (
         (FULL, LAUNCHED, torch.device("cuda"), "nccl", "fp16"),
