@@ -34,7 +34,7 @@ def seeds(study: SeedStudy) -> Figure:
         processes = 1 if kind == "baseline" else study.processes
         names.append(f"{processes} process{'es' if processes > 1 else ''}")
     above.set(yticks=[0, 1], yticklabels=names, ylim=(1.5, -0.5))
-    above.set_xlabel("test accuracy (%): every seed, mean, range; grey: 95 % interval for other test images")
+    above.set_xlabel("test accuracy (%): every seed, mean, range; grey: 95 % interval, other images")
     differences = scaled(seed_differences(study), 100)
     for y, (pair, each) in enumerate(zip(study.pairs, differences, strict=True)):
         below.errorbar(each.value, y, xerr=error_bars([each]), fmt="o", color=GREY, capsize=2)
@@ -43,7 +43,7 @@ def seeds(study: SeedStudy) -> Figure:
     below.errorbar(mean.value, rows - 1, xerr=error_bars([mean]), fmt="D", color=INK, capsize=3)
     below.axvline(0, color=INK, linewidth=0.8)
     below.set(yticks=range(rows), yticklabels=[*names, "mean of seeds"], ylim=(rows - 0.5, -0.5))
-    below.set_xlabel("difference in points: paired interval of each seed, Student's t interval of the mean")
+    below.set_xlabel("difference in points: paired interval of a seed, Student's t of the mean")
     word = "shows no" if mean.low <= 0 <= mean.high else "shows a"
     set_finding(
         figure,
