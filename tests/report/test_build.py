@@ -167,14 +167,6 @@ def test_weak_scaling_with_the_ordinary_hook_changes_one_thing(with_shared_memor
     assert "two changes" not in one
 
 
-def test_a_sharded_run_is_refused(finished):
-    path = record_paths(finished, "distributed")[0]
-    run = load_record(RunRecord, path)
-    save_record(run.model_copy(update={"config": replace(run.config, shard="full")}), path)
-    with pytest.raises(InputError, match="is of a run with --shard full"):
-        build_report(finished, ROOT / "report.toml")
-
-
 def test_records_that_are_absent_are_named(finished):
     text = text_of(build_report(finished, ROOT / "report.toml"))
     assert "More computing for each all-reduce" not in text
