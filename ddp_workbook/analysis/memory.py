@@ -1,6 +1,7 @@
 """What a rank keeps in memory and sends in a step, as formulas: DDP, ZeRO-1 and fully sharded.
 
-N ranks, M bytes of parameters. Rajbhandari et al. 2020 (arXiv:1910.02054), sections 5 and 7, derive both for a ring.
+N ranks, M bytes of parameters. Rajbhandari et al. 2020 (arXiv:1910.02054) derive them in sections 5 and 7; their ZeRO-1
+sends less than ours, as much as DDP, since a reduce-scatter takes the place of DDP's all-reduce.
 """
 
 from __future__ import annotations

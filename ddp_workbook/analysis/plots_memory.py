@@ -41,9 +41,9 @@ def memory_by_ranks(title: str, measured: Measured, parameters: int, copies: int
     through_gloo = [sent_bytes(step_collectives("full", parameters), n, "gloo") / MIB for n in range(1, MOST_RANKS + 1)]
     right.plot(range(1, MOST_RANKS + 1), through_gloo, ":", color=ORANGE, linewidth=1.2)
     rings = [step_bytes(shard, MOST_RANKS, parameters) / MIB for shard in ("none", "full")]
-    for text, height in zip(("DDP", "ZeRO-1, FSDP in a ring", "FSDP by Gloo"), (*rings, through_gloo[-1]), strict=True):
+    for text, height in zip(("DDP", "ZeRO-1, FSDP", "FSDP by Gloo"), (*rings, through_gloo[-1]), strict=True):
         place = {"textcoords": "offset points", "ha": "right", "color": INK}
-        right.annotate(text, (MOST_RANKS, height), (0, -11), **place)
+        right.annotate(text, (MOST_RANKS, height), (0, -18), **place)
     left.set(xlabel="ranks N", ylabel="kept per rank (MiB)", ylim=(0, None), title="memory between two steps")
     most_sent = 1.15 * through_gloo[-1]
     right.set(xlabel="ranks N", ylabel="sent per rank and step (MiB)", ylim=(0, most_sent), title="communication")
@@ -52,7 +52,7 @@ def memory_by_ranks(title: str, measured: Measured, parameters: int, copies: int
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     least, most = (kept_bytes(way, MOST_RANKS, parameters, copies).total for way in ("full", "none"))
     share = percent(least / most, ".0f")
-    finding = f"on {MOST_RANKS} ranks FSDP keeps {share} of what DDP keeps, and sends 1.5 times as much"
+    finding = f"on {MOST_RANKS} ranks FSDP keeps {share} of what DDP keeps, and sends 1.5 times as much, by Gloo twice"
     set_finding(figure, f"{title}: {finding}. Points are measured, lines predicted")
     return figure
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helper_tries import IN_FULL
 from torch import nn
 
 from ddp_workbook.config import TrainConfig
@@ -42,6 +43,7 @@ def test_activations_grow_with_the_images(name):
     assert measured[16] > 2 * measured[6]
 
 
+@pytest.mark.skipif(not IN_FULL, reason="for bench/sharding.py: with FAULTS=full")
 def test_ranks_are_measured_for_each_way_of_sharding():
     config = replace(RECIPES["mlp-digits"], batch_size=8, device="cpu", precision="fp32")
     measured = measure_sharding(config, [1, 2])

@@ -8,16 +8,14 @@ from dataclasses import replace
 import pytest
 from conftest import ROOT
 from helper_bad_invocations import finish_course
-from helper_course import change_config, save_summary
+from helper_course import save_summary
 from helper_records import make_benchmark, make_breakdown, make_steps
 from pypdf import PdfReader
 
 from ddp_workbook.errors import InputError
-from ddp_workbook.recipes import RECIPES
 from ddp_workbook.records.files import load_record, save_record
 from ddp_workbook.records.run import RunRecord, record_paths
 from ddp_workbook.records.timing import BenchmarkRecord, Interval
-from ddp_workbook.report import build
 from ddp_workbook.report.build import HERE, build_report
 from ddp_workbook.report.runs import agreement
 
@@ -167,23 +165,6 @@ def test_weak_scaling_with_the_ordinary_hook_changes_one_thing(with_shared_memor
     assert "two changes" not in one
 
 
-def test_a_run_with_unequal_batches_is_refused(finished):
-    path = record_paths(finished, "distributed")[0]
-    run = load_record(RunRecord, path)
-    world = run.world.model_copy(update={"batch_sizes": [24, 40]})
-    save_record(run.model_copy(update={"config": replace(run.config, balance="3:5"), "world": world}), path)
-    with pytest.raises(InputError, match="is of a run with --balance 3:5"):
-        build_report(finished, ROOT / "report.toml")
-
-
-def test_a_sharded_run_is_refused(finished):
-    path = record_paths(finished, "distributed")[0]
-    run = load_record(RunRecord, path)
-    save_record(run.model_copy(update={"config": replace(run.config, shard="full")}), path)
-    with pytest.raises(InputError, match="is of a run with --shard full"):
-        build_report(finished, ROOT / "report.toml")
-
-
 def test_records_that_are_absent_are_named(finished):
     text = text_of(build_report(finished, ROOT / "report.toml"))
     assert "More computing for each all-reduce" not in text
@@ -236,48 +217,6 @@ def test_no_number_is_parted_from_its_unit(with_shared_memory):
 def test_report_is_the_same_bytes_twice(finished):
     first = build_report(finished, ROOT / "report.toml").read_bytes()
     assert build_report(finished, ROOT / "report.toml").read_bytes() == first
-
-
-WORDS = {  # about the optimizer, the layers and what each rank draws
-    "mlp-mnist": ("Adam [", "hidden layers of", "draws its own dropout masks"),
-    "cnn-mnist": ("Nesterov", "two convolutions", "draws its own dropout masks"),
-    "vit-cifar10": ("AdamW [", "LayerNorm", "draws its own crops and flips"),
-    "lstm-mnist": ("AdamW [", "LSTM layers", "the ranks draw no random numbers"),
-}
-
-
-@pytest.mark.parametrize(("recipe", "words"), WORDS.items())
-def test_report_of_the_other_networks(finished, recipe, words):
-    change_config(finished, RECIPES[recipe])
-    text = text_of(build_report(finished, ROOT / "report.toml"))
-    assert "ResNet" not in text.split("A cost model")[0]
-    assert "BatchNorm" not in text.split("A cost model")[0]
-    assert [word for word in words if word not in text] == []
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "named", "others"),
-    [("adam", "Adam", ["Nesterov"]), ("sgd", "Nesterov momentum 0.9", ["Adam"])],
-)
-def test_the_report_names_the_optimizer(finished, optimizer, named, others):
-    change_config(finished, replace(RECIPES["resnet50-digits"], optimizer=optimizer))
-    text = implementation_of(build_report(finished, ROOT / "report.toml"))
-    assert named in text
-    assert not [other for other in others if other in text]
-
-
-def test_an_optimizer_that_the_report_does_not_know_is_printed_by_its_name(finished, monkeypatch):
-    """Records allow no other yet: so the content that the text is made of is changed."""
-    content = build._content
-
-    def with_other_optimizer(*arguments):
-        found = content(*arguments)
-        return found | {"config": found["config"] | {"optimizer": "shampoo"}}
-
-    monkeypatch.setattr(build, "_content", with_other_optimizer)
-    text = implementation_of(build_report(finished, ROOT / "report.toml"))
-    assert "the optimizer shampoo" in text
-    assert not [name for name in ("Adam", "Nesterov") if name in text]
 
 
 def test_agreement_follows_the_whole_interval():
