@@ -22,6 +22,7 @@ from ddp_workbook.runs.checkpoint import read_checkpoint
 
 SCRIPT = ROOT / "distributed_train.py"
 FLAGS = ["--recipe", "resnet50-digits", "--epochs", "1", "--device", "cpu", "--precision", "fp32"]
+SMALL = ["--recipe", "cnn-digits", *FLAGS[2:]]
 
 
 def folders(path):
@@ -85,9 +86,9 @@ def test_tensorboard_events_hold_the_history(runs):
 
 
 def test_three_processes_with_accumulation_and_bf16_gradients(tmp_path):
-    flags = [*FLAGS, *folders(tmp_path), "--batch-size", "16", "--grad-accum-steps", "2", "--comm-hook", "bf16"]
+    flags = [*SMALL, *folders(tmp_path), "--batch-size", "16", "--grad-accum-steps", "2", "--comm-hook", "bf16"]
     torchrun(flags, 3, SCRIPT, lambda line: None)
-    run, _ = load_run(tmp_path / "results" / "resnet50-digits", "distributed")
+    run, _ = load_run(tmp_path / "results" / "cnn-digits", "distributed")
     assert run.world.processes == 3
     assert run.world.global_batch == 96
     assert run.world.oversubscribed == (devices.available_cores() < 3)
@@ -196,7 +197,7 @@ def test_under_torchrun_bad_input_is_reported_once(tmp_path):
 
 
 def test_a_run_that_diverges_on_two_ranks_writes_nothing(tmp_path):
-    flags = [*FLAGS, "--results-dir", str(tmp_path / "r"), "--checkpoint-dir", str(tmp_path / "c"), "--lr", "1e30"]
+    flags = [*SMALL, "--results-dir", str(tmp_path / "r"), "--checkpoint-dir", str(tmp_path / "c"), "--lr", "1e30"]
     with pytest.raises(InputError, match="training diverged"):
         torchrun(flags, 2, SCRIPT, lambda line: None)
     assert not list(Path(tmp_path / "r").rglob("*.json"))
