@@ -187,7 +187,7 @@ def measured_on_rank(rank, ranks):
     """The sizes measured when the last rank needs three times as long; whether the model is as before."""
     loader = TrainLoader(make_data(), CONFIG, World(rank, ranks), CPU)
     torch.manual_seed(0)
-    model = MeteredDDP(Slow(0.015 if rank == ranks - 1 else 0.005, disturbed=rank == 0), CPU, CONFIG)
+    model = MeteredDDP(Slow(0.03 if rank == ranks - 1 else 0.01, disturbed=rank == 0), CPU, CONFIG)
     before = {name: value.clone() for name, value in unwrap(model).state_dict().items()}
     balance.TIMED_SECONDS = 0.5
     draws = torch.get_rng_state()
