@@ -12,7 +12,7 @@ from ddp_workbook.course.runner import COURSE, run_course
 from ddp_workbook.specs import MODELS
 
 FEW = {"EPOCHS": 2, "PAIRS": 4, "ROUNDS": 2, "BATCHES": (8, 16), "BATCH_ROUNDS": 2}
-OF_RESNET = "ResNet|BatchNorm|convolution|momentum of SGD 0|Nesterov"  # what these networks and their recipes have not
+OF_RESNET = "ResNet|BatchNorm|Nesterov"  # what these networks and their recipes do not have
 
 
 @pytest.fixture(scope="module", params=["vit", "lstm"])
@@ -27,15 +27,15 @@ def course(request, tmp_path_factory):
 
 
 def test_the_cells_print_nothing_about_another_network(course):
-    """Words of the cost model's other networks, and of the claims about DDP in general, excepted."""
+    """Except where other networks are timed or compared on purpose: the sweep, and the programs of %%ranks."""
     _, folder = course
     found = []
     for name in COURSE[1:]:
         for cell in nbformat.read(folder / "out" / name, as_version=4).cells:
             texts = [output.get("text", "") for output in cell.get("outputs", []) if output.output_type == "stream"]
-            if "sweep" not in cell.source and "%%ranks" not in cell.source and "# NEW" not in cell.source:
+            if not re.search("sweep|checks|%%ranks|# NEW", cell.source):
                 found += re.findall(f".*(?:{OF_RESNET}).*", "".join(texts))
-    assert [line for line in found if "0 convolutions" not in line and "1 convolutions" not in line] == []
+    assert found == []
 
 
 def test_the_report_describes_this_network(course):
