@@ -34,6 +34,7 @@ def test_report_of_the_other_networks(finished, recipe, words):
     text = text_of(build_report(finished, ROOT / "report.toml"))
     assert "ResNet" not in text.split("A cost model")[0]
     assert "BatchNorm" not in text.split("A cost model")[0]
+    assert "in the last layer" not in text  # these recipes have one learning rate
     assert [word for word in words if word not in text] == []
 
 
