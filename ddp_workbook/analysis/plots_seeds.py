@@ -48,6 +48,7 @@ def seeds(study: SeedStudy) -> Figure:
     set_finding(
         figure,
         f"{study.recipe}: the mean of {len(study.pairs)} seeds {word} difference ({mean.text('+.2f')} points); between "
-        f"seeds the accuracy varies by {100 * (found.largest - found.smallest):.2f} points",
+        f"seeds the accuracy of {study.processes} processes varies by "
+        f"{100 * (found.largest - found.smallest):.2f} points",
     )
     return figure
