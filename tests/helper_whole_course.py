@@ -23,7 +23,7 @@ def run_whole_course(folder, recipe):
 
 
 def words_about_another_network(folder):
-    """Lines printed in the cells, but for the sweep and the programs of %%ranks: other networks are there on purpose."""
+    """Lines printed in the cells, but for the sweep and %%ranks: other networks are there on purpose."""
     found = []
     for name in COURSE[1:]:
         for cell in nbformat.read(folder / "out" / name, as_version=4).cells:
