@@ -100,7 +100,8 @@ class PatchEmbedding(nn.Module):
 class SelfAttention(nn.Module):
     """Each token gathers from all tokens of its image (Vaswani et al. 2017): (N, tokens, width) -> (N, tokens, width).
 
-    No bias: that of the keys would cancel in the softmax, and Adam would make steps of its rounding errors.
+    No bias: that of the keys would cancel in the softmax, and Adam would make steps of its rounding errors. Written
+    out, since torch's scaled_dot_product_attention is slow on a CPU in bf16 (bench/README.md).
     """
 
     def __init__(self, width: int, heads: int) -> None:
