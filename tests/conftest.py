@@ -112,6 +112,20 @@ def course_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def small_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rectangle in place of each figure of the report, but in tests that are marked with `figures`.
+
+    The report's words do not depend on them. They take most of its time, and have tests of their own.
+    """
+    if "figures" in request.keywords:
+        return
+    names = ("curves", "confusion", "per_class", "comparison", "speedup", "sync_cost", "timeline", "pay", "scaling")
+    small = b'<svg xmlns="http://www.w3.org/2000/svg" width="200" height="100"><rect width="200" height="100"/></svg>'
+    monkeypatch.setattr("ddp_workbook.report.build._figures", lambda inputs: dict.fromkeys(names))
+    monkeypatch.setattr("ddp_workbook.analysis.plots.to_svg", lambda figure: small)
+
+
 needs_real_data = pytest.mark.skipif(
     not (ROOT / "data" / "cifar-10-batches-py").exists() or not (ROOT / "data" / "MNIST").exists(),
     reason="CIFAR-10 and MNIST are not under data/ (download them with notebook 01)",

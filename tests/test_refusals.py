@@ -40,7 +40,7 @@ FLAG = st.sampled_from([*NAMES, "recipe", "help-me", "processes", "bandwidth-gbi
 LINES = st.lists(st.one_of(FLAG, WORDS, st.tuples(FLAG, WORDS).map("=".join)), max_size=6)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(arguments=LINES, command=st.sampled_from([None, "run", "bench", "trace", "predict", "report", "doctor", "?"]))
 def test_whatever_is_typed_is_done_or_refused_in_one_line(arguments, command, monkeypatch, capsys):
     """The work itself is left out: what is left is reading the command line."""

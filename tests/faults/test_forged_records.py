@@ -137,7 +137,10 @@ MIXED = {
     ],
     "step_breakdown.json": [
         ({"parameters": 421642}, "number of parameters is 421642 in one, 23520842 in the other"),
-        ({"processes": 3}, r"number of processes is \{3\} in one, \{2\} in the other"),
+        (
+            {"processes": 3, "timelines": [make_breakdown().timelines[0].model_dump()]},
+            r"number of processes is \{3\} in one, \{2\} in the other",
+        ),
         (
             {"environment": make_run()[0].environment.model_copy(update={"cores": 4})},
             "environment.cores is 4 in one, 2",

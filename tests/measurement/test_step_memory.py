@@ -39,7 +39,7 @@ def test_activations_grow_with_the_images(name):
         images, labels = batch(n)
         measured[n] = activation_bytes(model, images.expand(n, config.channels, 28, 28), labels, FP32)
     predicted = predict_activations((2, measured[2]), (4, measured[4]), 8)
-    assert predicted == pytest.approx(measured[8], rel=0.01)
+    assert predicted == pytest.approx(measured[8], rel=0.02)
     assert measured[8] > 1.9 * measured[4]
 
 

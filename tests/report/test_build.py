@@ -19,6 +19,8 @@ from ddp_workbook.records.timing import BenchmarkRecord, Interval
 from ddp_workbook.report.build import HERE, build_report
 from ddp_workbook.report.runs import agreement
 
+pytestmark = pytest.mark.usefixtures("small_figures")
+
 GENERATED, OWN = "generated from the records", "by the team"
 
 
@@ -72,6 +74,7 @@ def write_team(path, **thoughts):
     return path
 
 
+@pytest.mark.figures
 def test_report_says_what_the_records_say(finished):
     text = text_of(build_report(finished, ROOT / "report.toml"))
     for number in ("90.00 %", "88.00 %", "-2.00 [", "1.50 [", "0.90 [", "23,520,842", "0123456789", "A processor"):
@@ -87,6 +90,7 @@ def test_report_says_what_the_records_say(finished):
     assert "1.00 GB/s" in text
 
 
+@pytest.mark.figures
 def test_report_is_tagged_and_has_all_its_fonts(finished):
     reader = PdfReader(build_report(finished, ROOT / "report.toml"))
     assert reader.trailer["/Root"]["/MarkInfo"]["/Marked"]  # tagged, as PDF/UA-1 requires
@@ -146,6 +150,7 @@ def test_a_report_toml_of_an_earlier_version_still_loads(finished, tmp_path):
     assert text_of(build_report(finished, tmp_path / "old.toml")).count("not filled in: ") == 3
 
 
+@pytest.mark.figures
 def test_shared_memory_and_weak_scaling(with_shared_memory):
     text = text_of(build_report(with_shared_memory, ROOT / "report.toml"))
     assert "More computing for each all-reduce" in text
@@ -202,10 +207,11 @@ def test_strong_scaling_is_not_taken_for_weak(with_shared_memory):
 def test_every_figure_and_table_is_referred_to():
     source = "".join(path.read_text() for path in HERE.glob("*.typ"))
     labels = set(re.findall(r"^\s*\) <([a-z-]+)>$", source, re.MULTILINE))
-    assert len(labels) == 18
+    assert len(labels) == 19
     assert labels <= set(re.findall(r"@([a-z-]+)", source))
 
 
+@pytest.mark.figures
 def test_no_number_is_parted_from_its_unit(with_shared_memory):
     """Lines as they stand on the page: none begins with a unit or breaks an interval."""
     reader = PdfReader(build_report(with_shared_memory, ROOT / "report.toml"))
@@ -214,6 +220,7 @@ def test_no_number_is_parted_from_its_unit(with_shared_memory):
     assert not [line for line in lines if re.search(r"\[[-+\N{MINUS SIGN}0-9.]+,$", line)]
 
 
+@pytest.mark.figures
 def test_report_is_the_same_bytes_twice(finished):
     first = build_report(finished, ROOT / "report.toml").read_bytes()
     assert build_report(finished, ROOT / "report.toml").read_bytes() == first

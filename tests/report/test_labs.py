@@ -12,6 +12,8 @@ from ddp_workbook.records.files import save_record
 from ddp_workbook.records.labs import LabEvent, LabHistory, LabsRecord
 from ddp_workbook.report.build import build_report
 
+pytestmark = pytest.mark.usefixtures("small_figures")
+
 SOLVED = {"what": "try", "diagnosis": "solved"}
 
 

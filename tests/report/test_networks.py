@@ -12,6 +12,8 @@ from ddp_workbook.recipes import RECIPES
 from ddp_workbook.report import build
 from ddp_workbook.report.build import build_report
 
+pytestmark = pytest.mark.usefixtures("small_figures")
+
 
 @pytest.fixture
 def finished(tmp_path):

@@ -48,7 +48,7 @@ def test_a_finished_model_comes_back_with_its_configuration(saved, config):
 
 def test_a_checkpoint_of_an_earlier_version_has_equal_batches(tmp_path, config):
     path, training = tmp_path / "step-000001.pt", dict.fromkeys(TRAINING_FIELDS - {"batch_sizes"}, 0)
-    write_checkpoint(path, config, "0" * 64, nn.Linear(3, 2), training)
+    write_checkpoint(path, config, "0" * 64, nn.Linear(3, 2).state_dict(), training)
     assert read_checkpoint(path)["training"] == training | {"batch_sizes": None}
 
 
