@@ -86,7 +86,7 @@ def bench(
         epochs: Instead of steps: train this many whole epochs per round, and test. With --seeds: epochs of each run.
         scaling: Strong: the recipe's global batch is split among the processes; weak: each process gets all of it.
         comm_hook: How gradients are all-reduced; shared-memory works on CPUs.
-        map: Instead: every network on the recipe's data set at growing batches; takes half an hour or longer.
+        map: Instead: every network on the recipe's data set at growing batches; takes long, and can be continued.
         largest_batch: End of the map, in images (default: where all of it pays, or memory or the images end).
         seeds: Instead: train so many seeds to their end, serial and distributed, and compare the accuracies.
         output_dir: Gets a new folder experiment_<time>; or the folder of an unfinished experiment, to continue it.
