@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 from conftest import ROOT
 
-from ddp_workbook import cli
 from ddp_workbook.course import seed_runs
 from ddp_workbook.course.interrupts import Interrupted
 from ddp_workbook.course.seed_runs import FIGURE, FILE, study_seeds
@@ -96,27 +95,3 @@ def test_a_stop_says_how_to_resume(tmp_path, monkeypatch):
     with pytest.raises(Interrupted, match=r"to resume: the same command$") as end:
         study_seeds(CONFIG, 2, 2, tmp_path, lambda line: None)
     assert end.value.number == 2
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ("--seeds 0", "--seeds must be from 2 to 1000, not 0: one seed has no spread"),
-        ("--seeds 1", "--seeds must be from 2 to 1000, not 1"),
-        ("--seeds -3", "--seeds must be from 2 to 1000, not -3"),
-        ("--seeds 5000", "--seeds must be from 2 to 1000, not 5000"),
-        ("--seeds two", "--seeds"),
-        ("--seeds 2 --epochs 0", "--epochs must be at least 1"),
-        ("--seeds 2 --process-counts 2 4", "--seeds takes one process count, not 2"),
-        ("--seeds 2 --process-counts 1", "a process count must be from 2 to 64, not 1"),
-        ("--seeds 2 --process-counts 3", "cannot be split evenly among 3 processes"),
-        ("--seeds 2 --repeats 3", "--repeats has no meaning for --seeds"),
-        ("--seeds 2 --map", "--seeds has no meaning for --map"),
-    ],
-)
-def test_the_command_refuses_in_one_line(tmp_path, refuse, flags, expected):
-    code, printed = refuse(cli.main, "ddp-workbook", ["bench", *flags.split(), "--output-dir", str(tmp_path / "out")])
-    assert code == 2
-    assert expected in printed
-    assert len(printed.splitlines()) == 1
-    assert not (tmp_path / "out").exists()

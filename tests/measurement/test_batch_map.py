@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 from helper_map import curve_map
 
-from ddp_workbook import cli
 from ddp_workbook.analysis.break_even import curves
 from ddp_workbook.errors import InputError
 from ddp_workbook.measurement import batch_map
@@ -143,25 +142,6 @@ def test_what_was_measured_stays_when_it_is_stopped(tmp_path, monkeypatch):
         batch_map.map_batches(CONFIG, 2, 64, tmp_path, lambda line: None)
     assert load_record(BatchMap, tmp_path / "mlp-digits" / UNFINISHED) == begun
     assert not (tmp_path / "mlp-digits" / FILE).exists()
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ("--map --process-counts 2 4", "--map takes one process count, not 2"),
-        ("--map --process-counts 1", "a process count must be from 2 to 64, not 1"),
-        ("--map --largest-batch 15", "--largest-batch must be at least 16"),
-        ("--map --steps 3", "--steps has no meaning for --map"),
-        ("--map --comm-hook bf16", "--comm-hook has no meaning for --map"),
-        ("--largest-batch 64", "--largest-batch has no meaning for anything but --map"),
-    ],
-)
-def test_the_command_refuses_in_one_line(tmp_path, refuse, flags, expected):
-    code, printed = refuse(cli.main, "ddp-workbook", ["bench", *flags.split(), "--output-dir", str(tmp_path / "out")])
-    assert code == 2
-    assert expected in printed
-    assert len(printed.splitlines()) == 1
-    assert not (tmp_path / "out").exists()
 
 
 def test_bytes_belong_to_the_end_of_memory():

@@ -13,7 +13,6 @@ import pytest
 from conftest import ROOT
 from helper_records import make_benchmark
 
-from ddp_workbook import cli
 from ddp_workbook.course.notebook import latest_experiment
 from ddp_workbook.devices import physical_cores
 from ddp_workbook.errors import InputError
@@ -126,25 +125,6 @@ def test_a_senseless_experiment_is_refused_before_anything_is_written(tmp_path, 
     with pytest.raises(InputError, match=expected):
         run_experiment(**options, output_dir=tmp_path)
     assert not any(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ("--recipe nothing", "unknown recipe 'nothing'"),
-        ("--repeats 0", "--repeats must be at least 2"),
-        ("--steps 0", "--steps must be at least 1"),
-        ("--epochs 0", "--epochs must be at least 1"),
-        ("--steps 5 --epochs 5", "either --steps or --epochs"),
-        ("--process-counts 0", "a process count must be"),
-    ],
-)
-def test_the_command_refuses_in_one_line(tmp_path, refuse, flags, expected):
-    code, printed = refuse(cli.main, "ddp-workbook", ["bench", *flags.split(), "--output-dir", str(tmp_path / "out")])
-    assert code == 2
-    assert expected in printed
-    assert len(printed.splitlines()) == 1
-    assert not (tmp_path / "out").exists()
 
 
 def test_the_metrics_follow_from_the_rounds():

@@ -31,16 +31,16 @@ def test_the_activations_of_two_layers_by_hand():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_activations_grow_with_the_images(name):
-    """From batches of 2 and 4 images to one of 8."""
+    """From batches of 4 and 8 images to one of 16. An LSTM lays out very small batches in another way."""
     config = TrainConfig(model=name, dataset="digits", image_size=28)
     model = build_model(config, 10).train()
     measured = {}
-    for n in (2, 4, 8):
+    for n in (4, 8, 16):
         images, labels = batch(n)
         measured[n] = activation_bytes(model, images.expand(n, config.channels, 28, 28), labels, FP32)
-    predicted = predict_activations((2, measured[2]), (4, measured[4]), 8)
-    assert predicted == pytest.approx(measured[8], rel=0.02)
-    assert measured[8] > 1.9 * measured[4]
+    predicted = predict_activations((4, measured[4]), (8, measured[8]), 16)
+    assert predicted == pytest.approx(measured[16], rel=0.005)
+    assert measured[16] > 1.9 * measured[8]
 
 
 @pytest.mark.skipif(not IN_FULL, reason="for bench/sharding.py: with FAULTS=full")
