@@ -202,11 +202,13 @@ def read_speedups(strong: BenchmarkRecord, weak: BenchmarkRecord | None) -> str:
 
 def _rounds(record: BenchmarkRecord) -> str:
     rounds, cut = record.rounds, outermost(record.rounds) - 1
-    numbers = f"The numbers are medians of {rounds} rounds of one launch; in brackets"
+    launches = "each with new processes" if record.new_processes else "of one launch"
+    numbers = f"The numbers are medians of {rounds} rounds, {launches}; in brackets"
     if rounds < SAMPLES_NEEDED:
         return f"{numbers} the smallest and the largest, since a 95 % interval needs {SAMPLES_NEEDED} rounds."
     ends = "from the smallest to the largest" if cut == 0 else f"without the {cut} smallest and the {cut} largest"
-    return f"{numbers} the 95 % interval, {ends}. Another launch can differ by more."
+    more = "" if record.new_processes else " Another launch can differ by more."
+    return f"{numbers} the 95 % interval, {ends}.{more}"
 
 
 def _hook(record: BenchmarkRecord, other: BenchmarkRecord) -> list[str]:

@@ -192,16 +192,17 @@ def measure_together(
 ) -> list[BenchmarkRecord]:
     """Continue several benchmarks of one network to `rounds` rounds, all their configurations in turns, as measure().
 
-    Where they share a configuration, such as a serial baseline, it trains once in a round and counts in each.
+    Where they share a configuration, such as a serial baseline, it trains once in a round and counts in each. Each
+    round has new processes: how fast they are also differs from launch to launch, and intervals must contain that.
     """
     require_rounds(rounds)
     records = list(records)
-    with worker_pools(records[0].config, [each for record in records for each in record.configurations]) as pools:
-        for record, each in _distinct(records).values():
-            _train(pools, record, each, WARM_UP_STEPS, None)
-        for number in range(records[0].rounds, rounds):
+    for number in range(records[0].rounds, rounds):
+        with worker_pools(records[0].config, [each for record in records for each in record.configurations]) as pools:
+            for record, each in _distinct(records).values():
+                _train(pools, record, each, WARM_UP_STEPS, None)
             records = _add_round(records, pools, number, on_part)
-            on_round(records)
+        on_round(records)
     return records
 
 
@@ -273,6 +274,7 @@ def empty_record(
         precision=devices.choose_precision(config.precision, device),
         scaling=scaling,
         steps=steps,
+        new_processes=True,
         configurations=plan_configurations(config, process_counts, scaling),
     )
 

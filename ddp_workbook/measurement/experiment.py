@@ -123,6 +123,7 @@ def require_same(earlier: BenchmarkRecord, new: BenchmarkRecord, folder: Path) -
         "configurations": [[configuration.name for configuration in each.configurations] for each in (earlier, new)],
         "scaling": [earlier.scaling, new.scaling],
         "steps": [earlier.steps, new.steps],
+        "new_processes": [earlier.new_processes, new.new_processes],
     }
     name = first_difference(earlier.config, new.config, PATHS)
     differing = [f"config.{name}"] if name else []

@@ -69,6 +69,8 @@ class BenchmarkRecord(Strict):
     precision: PrecisionName
     scaling: Literal["strong", "weak"]
     steps: Annotated[int, Field(ge=1)] | None
+    new_processes: bool = False
+    """Each round had processes of its own; in records of earlier versions all rounds had the same ones."""
     configurations: list[Configuration] = _renamed("configurations", "arrangements", min_length=1)
 
     @model_validator(mode="after")

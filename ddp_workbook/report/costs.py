@@ -57,6 +57,7 @@ def _benchmark(record: BenchmarkRecord) -> dict:
     return {
         "rounds": record.rounds,
         "steps": record.steps,
+        "new_processes": record.new_processes,
         "spread": spread(record),
         "interval": spread_words(record.rounds),
         "upper_bound": upper_bound_shares(record)[run.name].text(".2f"),

@@ -203,8 +203,13 @@ def test_strong_scaling_is_read_aloud():
     ("rounds", "ends"), [(6, "from the smallest to the largest"), (25, "without the 7 smallest and the 7 largest")]
 )
 def test_the_interval_says_what_it_is(rounds, ends):
-    text = read_speedups(with_rates(make_benchmark(), 1, rounds), None)
-    assert f"medians of {rounds} rounds of one launch; in brackets the 95 % interval, {ends}." in text
+    record = with_rates(make_benchmark(), 1, rounds)
+    text = read_speedups(record, None)
+    interval = f"in brackets the 95 % interval, {ends}."
+    assert f"medians of {rounds} rounds, of one launch; {interval} Another launch can differ by more." in text
+    text = read_speedups(record.model_copy(update={"new_processes": True}), None)
+    assert f"medians of {rounds} rounds, each with new processes; {interval}" in text
+    assert "launch" not in text
 
 
 def test_weak_scaling_has_its_gain_and_what_it_does_not_show():

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from ddp_workbook.config import PATHS, first_difference
 from ddp_workbook.errors import InputError
 from ddp_workbook.recipes import RECIPES
+from ddp_workbook.records.batch_map import BatchMap
 from ddp_workbook.records.course import CourseSummary, NotebookTimes
 from ddp_workbook.records.files import load_record, save_record
 from ddp_workbook.records.run import HistoryRecord, RunRecord, load_run, pack_bits, record_paths, unpack_bits
+from ddp_workbook.records.seeds import SeedStudy
 from ddp_workbook.records.timing import BatchSweep, BenchmarkRecord, PerformanceMetrics, StepBreakdown
 
 
@@ -220,7 +222,7 @@ SCHEMAS = {
     "anatomy": StepBreakdown, "batch_sweep": BatchSweep, "survey": BatchSweep, "notebook_times": NotebookTimes,
     "test_summary": CourseSummary, "performance_metrics": PerformanceMetrics, "serial_results": BenchmarkRecord,
     "parallel_2p_results": BenchmarkRecord, "parallel_4p_results": BenchmarkRecord,
-    "parallel_8p_results": BenchmarkRecord,
+    "parallel_8p_results": BenchmarkRecord, "batch_map": BatchMap, "seeds": SeedStudy,
 }  # fmt: skip
 
 
