@@ -1,0 +1,138 @@
+"""The first steps of vit-digits on a mesh of 2 x 2 processes, data x tensor, beside the same steps in one process.
+
+The ledger writes down who talks to whom.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn import functional
+
+from ddp_workbook.analysis.mesh import Traffic, data_traffic, tensor_traffic
+from ddp_workbook.config import TrainConfig
+from ddp_workbook.distributed.process_group import World
+from ddp_workbook.errors import InputError
+from ddp_workbook.labs import team
+from ddp_workbook.labs.answer import Answer
+from ddp_workbook.labs.ledger import Entry
+from ddp_workbook.recipes import serial_recipe
+from ddp_workbook.specs import DATASETS, VIT_BLOCKS, VIT_GRID, VIT_WIDTH
+from ddp_workbook.training.datasets import Dataset, ImageSet, load_dataset
+from ddp_workbook.training.loader import TrainLoader
+from ddp_workbook.training.loop import train_step
+from ddp_workbook.training.models import build_model
+from ddp_workbook.training.optim import build_optimizer, build_schedule
+from ddp_workbook.training.state import build_state
+from ddp_workbook.training.tensor_parallel import average_gradients, gather_weights, split_layers
+
+DATA, TENSOR = 2, 2  # ranks in each dimension; rank = TENSOR * (place in data) + (place in tensor)
+CONFIG = replace(serial_recipe("vit-digits"), epochs=1, augment=False, precision="fp32", device="cpu")
+"""The recipe's serial run, but without crops, which each rank would draw for itself."""
+SECONDS = 120
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run leaves. A serial run has one rank and no collectives."""
+
+    losses: list[float]
+    """Mean loss of the global batch in each step."""
+    weights: list[np.ndarray]
+    """Of each rank: the whole network's parameters at the end, (parameters,) float32."""
+    entries: list[list[Entry]]
+    """Of each rank: the collectives of all steps."""
+
+    def traffic(self) -> dict[tuple[int, ...], Traffic]:
+        """By group of ranks: what each of them puts into the group's collectives in one step."""
+        calls, sizes = Counter(), Counter()
+        for rank, entries in enumerate(self.entries):
+            for entry in entries:
+                if entry.ranks[0] == rank:  # the ledger has made sure that all ranks of the group called the same
+                    calls[entry.ranks] += 1
+                    sizes[entry.ranks] += entry.bytes
+        steps = len(self.losses)
+        return {ranks: Traffic(calls[ranks] / steps, sizes[ranks] / steps) for ranks in calls}
+
+
+def train_serially(steps: int, config: TrainConfig = CONFIG) -> Trained:
+    """The first `steps` steps in this process: a run of so many steps, with its whole learning-rate schedule."""
+    data = _first_images(config, steps)
+    state, losses = build_state(config, data, World(), CPU), []
+    for batches in TrainLoader(data, config, World(), CPU).epoch(1):
+        [output] = train_step(state.model, batches, state.optimizer, state.precision, config.label_smoothing)
+        state.schedule.step()
+        losses.append(output.loss.item())
+    return Trained(losses, [_joined(state.model.parameters())], [[]])
+
+
+def train_on_mesh(steps: int, config: TrainConfig = CONFIG) -> Trained:
+    """The same steps on DATA x TENSOR processes, one thread each; `config` is the serial run's.
+
+    Raises InputError when there are not images enough, and CannotJudge when the processes cannot be started.
+    """
+    _first_images(config, steps)
+    program = partial(train_on_rank, steps=steps, config=config)
+    return join(team.run(program, Answer("mesh", "", ()), DATA * TENSOR, SECONDS))
+
+
+def train_on_rank(rank: team.Rank, steps: int, config: TrainConfig) -> tuple[list[float], np.ndarray, list[Entry]]:
+    """This rank's losses, the whole network's parameters, and this rank's collectives."""
+    mesh = init_device_mesh("cpu", (DATA, TENSOR), mesh_dim_names=("data", "tensor"))
+    data, losses = _first_images(config, steps), []
+    config = replace(config, batch_size=config.batch_size // DATA)
+    loader = TrainLoader(data, config, World(mesh.get_local_rank("data"), DATA), CPU)
+    torch.manual_seed(config.seed)
+    model = build_model(config, len(data.classes))
+    split_layers(model, mesh["tensor"])
+    optimizer = build_optimizer(model, config, processes=DATA)
+    for group in optimizer.param_groups:
+        group["fused"] = False  # torch's fused kernels do not take whole and split tensors together
+    schedule = build_schedule(optimizer, config, loader.steps)
+    rank.ledger.take()
+    for [(images, labels)] in loader.epoch(1):
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(images), labels, label_smoothing=config.label_smoothing)
+        loss.backward()
+        average_gradients(model, mesh.get_group("data"))
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    entries = rank.ledger.take()
+    return losses, _joined(gather_weights(model, mesh["tensor"]).values()), entries
+
+
+def join(of_ranks: list[tuple[list[float], np.ndarray, list[Entry]]]) -> Trained:
+    """The run that the ranks have done together."""
+    losses, weights, entries = zip(*of_ranks, strict=True)
+    return Trained(np.mean(losses, axis=0).tolist(), list(weights), list(entries))
+
+
+def predict_traffic(parameters: int, config: TrainConfig = CONFIG) -> dict[str, Traffic]:
+    """The closed forms for each dimension of the mesh; `parameters` are the whole network's."""
+    images = config.batch_size // DATA
+    return {
+        "tensor": tensor_traffic(images, VIT_GRID**2, VIT_WIDTH, VIT_BLOCKS),
+        "data": data_traffic(parameters, VIT_WIDTH, VIT_BLOCKS, TENSOR),
+    }
+
+
+def _first_images(config: TrainConfig, steps: int) -> Dataset:
+    """The training images of so many steps: one epoch. Raises InputError where there are not enough."""
+    most = DATASETS[config.dataset].images[0] // config.batch_size
+    if not 1 <= steps <= most:
+        raise InputError(f"steps must be from 1 to {most}, which is one epoch of {config.dataset}; not {steps}")
+    data, count = load_dataset(config), steps * config.batch_size
+    return replace(data, train=ImageSet(data.train.images[:count], data.train.labels[:count]))
+
+
+def _joined(parameters: Iterable[Tensor]) -> np.ndarray:
+    return torch.cat([parameter.detach().flatten() for parameter in parameters]).numpy()

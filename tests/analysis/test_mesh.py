@@ -1,0 +1,25 @@
+"""The traffic of a mesh against sums by hand; tests/labs/test_mesh.py has real steps."""
+
+import pytest
+
+from ddp_workbook.analysis.mesh import Traffic, data_traffic, tensor_traffic
+from ddp_workbook.analysis.plots_mesh import mesh_map
+
+
+def test_tensor_ranks_exchange_activations():
+    """One block: attention and MLP, forward and backward; 3 images of 5 tokens of 2 values of 4 bytes."""
+    assert tensor_traffic(3, 5, 2, blocks=1) == (4, 4 * 3 * 5 * 2 * 4)
+
+
+def test_data_ranks_exchange_the_gradients_that_they_have():
+    """Width 2: rows of q, k, v 6 x 2, projection 2 x 2, MLP 8 x 2 and 2 x 8, 8 biases; 100 other values are whole."""
+    split = 12 + 4 + 16 + 16 + 8
+    assert data_traffic(100 + split, 2, blocks=1, tensor_ranks=1) == (1, 4 * (100 + split))
+    assert data_traffic(100 + split, 2, blocks=1, tensor_ranks=2) == (1, 4 * (100 + split // 2))
+    assert data_traffic(100 + 3 * split, 2, blocks=3, tensor_ranks=4) == (1, 4 * (100 + 3 * split // 4))
+
+
+@pytest.mark.parametrize("ranks", [(0, 3), (0, 1, 2, 3)])
+def test_the_map_has_no_place_for_other_groups(ranks):
+    with pytest.raises(ValueError, match="are no"):
+        mesh_map({ranks: Traffic(1, 8)}, dict.fromkeys(("tensor", "data"), Traffic(1, 8)))

@@ -1,0 +1,116 @@
+"""vit-digits on 2 x 2 processes: the weights and losses of a serial run, and the collectives of the closed forms."""
+
+from dataclasses import replace
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from ddp_workbook.errors import InputError
+from ddp_workbook.labs import mesh, team
+from ddp_workbook.labs.answer import Answer
+from ddp_workbook.training import tensor_parallel
+
+STEPS = 4
+CONFIGS = {"adamw": mesh.CONFIG, "sgd": replace(mesh.CONFIG, optimizer="sgd", lr=0.1)}
+ROUNDING = 1e-5  # relative to the weights, as in tests/training/test_equals_serial.py; a mistake is 100 times as large
+
+
+def average_nothing(model, group):
+    """Each data rank steps with the gradients of its own images."""
+
+
+def sum_over_data(model, group):
+    tensor_parallel.average_gradients(model, group)
+    for parameter in model.parameters():
+        parameter.grad *= group.size()
+
+
+def average_over_all(model, group):
+    """The parts that the tensor ranks have of a layer are mixed."""
+    tensor_parallel.average_gradients(model, dist.group.WORLD)
+
+
+def sum_over_tensor(model, group):
+    """Whole parameters' gradients are added up over the tensor ranks, which have the same already."""
+    tensor_parallel.average_gradients(model, group)
+    for parameter in model.parameters():
+        if not isinstance(parameter, tensor_parallel.DTensor):
+            parameter.grad *= mesh.TENSOR
+
+
+WRONG = {
+    "not averaged": (mesh, "average_gradients", average_nothing),
+    "summed over data": (mesh, "average_gradients", sum_over_data),
+    "averaged over all ranks": (mesh, "average_gradients", average_over_all),
+    "summed over tensor": (mesh, "average_gradients", sum_over_tensor),
+    "rows of other heads": (tensor_parallel, "_swap", lambda weight, *_: weight),
+}
+
+
+def train_all_cases(rank):
+    """What train_on_rank() returns, right with both optimizers, and wrong in each way with SGD."""
+    found = {optimizer: mesh.train_on_rank(rank, STEPS, config) for optimizer, config in CONFIGS.items()}
+    for name, planted in WRONG.items():
+        with mock.patch.object(*planted):
+            found[name] = mesh.train_on_rank(rank, STEPS, CONFIGS["sgd"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained():
+    of_ranks = team.run(train_all_cases, Answer("mesh", "", ()), mesh.DATA * mesh.TENSOR, mesh.SECONDS)
+    return {name: mesh.join([found[name] for found in of_ranks]) for name in of_ranks[0]}
+
+
+@pytest.fixture(scope="module")
+def serial():
+    return {optimizer: mesh.train_serially(STEPS, config) for optimizer, config in CONFIGS.items()}
+
+
+def differences(run, serial):
+    """Of the weights of all ranks, and of the losses, relative to the serial run's."""
+    [expected] = map(torch.from_numpy, serial.weights)
+    weights = max(((torch.from_numpy(own) - expected).norm() / expected.norm()).item() for own in run.weights)
+    losses = [abs(own - its) / its for own, its in zip(run.losses, serial.losses, strict=True)]
+    return weights, max(losses)
+
+
+@pytest.mark.parametrize("optimizer", CONFIGS)
+def test_the_mesh_trains_as_one_process_does(optimizer, trained, serial):
+    run, expected = trained[optimizer], serial[optimizer]
+    assert len(run.losses) == STEPS
+    assert expected.losses[-1] < expected.losses[0]
+    assert max(differences(run, expected)) < ROUNDING, differences(run, expected)
+    assert all((weights == run.weights[0]).all() for weights in run.weights)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_mesh_is_found(name, trained, serial):
+    weights, losses = differences(trained[name], serial["sgd"])
+    assert weights > 100 * ROUNDING and losses > 100 * ROUNDING, (weights, losses)
+
+
+def test_tensor_ranks_stay_equal_without_averaging(trained):
+    first, second, third, fourth = trained["not averaged"].weights
+    assert (first == second).all() and (third == fourth).all()
+    assert (first != third).any()
+
+
+def test_the_ledger_has_the_traffic_of_the_closed_forms(trained):
+    run = trained["adamw"]
+    expected = mesh.predict_traffic(parameters=len(run.weights[0]))
+    of_tensor, of_data = dict.fromkeys([(0, 1), (2, 3)], "tensor"), dict.fromkeys([(0, 2), (1, 3)], "data")
+    assert run.traffic() == {ranks: expected[dimension] for ranks, dimension in (of_tensor | of_data).items()}
+    for entries in run.entries:
+        assert {(entry.name, entry.dtype) for entry in entries} == {("all_reduce", "float32")}
+        step = [(of_tensor | of_data)[entry.ranks] for entry in entries[: len(entries) // STEPS]]
+        assert step == ["tensor"] * 16 + ["data"]
+        assert [(of_tensor | of_data)[entry.ranks] for entry in entries] == STEPS * step
+
+
+def test_more_steps_than_an_epoch_are_refused():
+    for train in (mesh.train_serially, mesh.train_on_mesh):
+        with pytest.raises(InputError, match="from 1 to 44, which is one epoch of digits; not 45"):
+            train(45)
