@@ -1,4 +1,4 @@
-"""The traffic of a mesh against sums by hand; tests/labs/test_mesh.py has real steps."""
+"""The traffic of a mesh against sums by hand; tests/labs/test_mesh_training.py has real steps."""
 
 import pytest
 
