@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import combinations
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ddp_workbook.analysis.mesh import Traffic
-from ddp_workbook.analysis.plots_style import BLUE, INK, ORANGE, digits, new_figure, set_finding
+from ddp_workbook.analysis.plots_style import BLUE, INK, ORANGE, new_figure, set_finding
 
 MIB = 2**20
 WIDEST = 9.0  # points: the line of the pair that exchanges most
@@ -30,20 +31,15 @@ def mesh_map(measured: Mapping[tuple[int, ...], Traffic], predicted: Mapping[str
         x, y = _place(rank)
         ax.text(x, y, f"rank {rank}", ha="center", va="center", color=INK, fontsize=9, weight="bold", zorder=3,
                 bbox={"boxstyle": "circle,pad=0.5", "facecolor": "white", "edgecolor": INK})  # fmt: skip
-    ax.set(xlim=(-0.75, 1.75), ylim=(1.35, -0.35), xticks=(0, 1), yticks=(0, 1))
-    ax.set_xticklabels(("0: first halves of the layers", "1: second halves"))
-    ax.set_yticklabels(("0: these images", "1: other images"))
-    ax.set(xlabel="place in the tensor dimension", ylabel="place in the data dimension")
+    ax.set(xlim=(-0.6, 1.6), ylim=(1.5, -0.5), xticks=(0, 1), yticks=(0, 1))
+    ax.set_xlabel("place in the tensor dimension: each has half of every block")
+    ax.set_ylabel("place in the data dimension:\neach has half of the images")
     ax.grid(False)
-    by_dimension = {_dimension(ranks): traffic for ranks, traffic in measured.items()}
-    tensor, data = (by_dimension[name] for name in ("tensor", "data"))
-    ratio = tensor.bytes / data.bytes
-    set_finding(
-        figure,
-        f"In each step, the ranks of a tensor pair meet {tensor.collectives:.0f} times, within the layers, those of a "
-        f"data pair {_times(data.collectives)}; with {ratio:{digits(ratio)}} times as many bytes. "
-        f"No others talk to each other",
-    )
+    found = {_dimension(ranks): traffic for ranks, traffic in measured.items()}
+    tensor, data = (f"{_times(found[name].collectives)} and exchanges {_size(found[name])}" for name in COLOURS)
+    silent = [f"{one} and {other}" for one, other in combinations(range(4), 2) if (one, other) not in measured]
+    finding = f"in a step a tensor pair meets {tensor}, a data pair {data}"
+    set_finding(figure, f"A mesh of 2 × 2 ranks: {finding}; ranks {', and '.join(silent)}, never talk")
     return figure
 
 
@@ -67,13 +63,17 @@ def _draw_pair(ax: Axes, ranks: tuple[int, ...], found: Traffic, expected: Traff
     (x, y), (other_x, other_y) = map(_place, ranks)
     style = {"linewidth": width, "color": COLOURS[dimension], "linestyle": LINES[dimension]}
     ax.plot((x, other_x), (y, other_y), zorder=1, **style)
-    text = f"{found.bytes / MIB:.2f} MiB, {found.collectives:.0f} all-reduce{'s' * (found.collectives != 1)}"
-    text += f"\n(predicted {expected.bytes / MIB:.2f} MiB, {expected.collectives:.0f})"
+    text = f"{dimension} pair\n{found.collectives:.0f} all-reduce{'s' * (found.collectives != 1)}, {_size(found)}"
+    text += f"\n(predicted: {expected.collectives:.0f}, {_size(expected)})"
     place = {"ha": "center", "va": "center", "fontsize": 8, "color": COLOURS[dimension]}
     if dimension == "tensor":
-        ax.text(0.5, y + (-0.17 if y == 0 else 0.17), text, **place)
+        ax.text(0.5, y + (-0.25 if y == 0 else 0.25), text, **place)
     else:
-        ax.text(x + (-0.06 if x == 0 else 0.06), 0.5, text, **(place | {"ha": "right" if x == 0 else "left"}))
+        ax.text(x + (-0.04 if x == 0 else 0.04), 0.5, text, **(place | {"ha": "right" if x == 0 else "left"}))
+
+
+def _size(traffic: Traffic) -> str:
+    return f"{traffic.bytes / MIB:.2f}\u00a0MiB"
 
 
 def _times(count: float) -> str:

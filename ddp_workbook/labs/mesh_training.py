@@ -1,4 +1,4 @@
-"""The first steps of vit-digits on a mesh of 2 x 2 processes, data x tensor, beside the same steps in one process.
+"""A short run of vit-digits on a mesh of 2 x 2 processes, data x tensor, beside the same run in one process.
 
 The ledger writes down who talks to whom.
 """
@@ -19,12 +19,11 @@ from torch.nn import functional
 from ddp_workbook.analysis.mesh import Traffic, data_traffic, tensor_traffic
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.distributed.process_group import World
-from ddp_workbook.errors import InputError
 from ddp_workbook.labs import team
 from ddp_workbook.labs.answer import Answer
 from ddp_workbook.labs.ledger import Entry
 from ddp_workbook.recipes import serial_recipe
-from ddp_workbook.specs import DATASETS, VIT_BLOCKS, VIT_GRID, VIT_WIDTH
+from ddp_workbook.specs import VIT_BLOCKS, VIT_GRID, VIT_WIDTH
 from ddp_workbook.training.datasets import Dataset, ImageSet, load_dataset
 from ddp_workbook.training.loader import TrainLoader
 from ddp_workbook.training.loop import train_step
@@ -34,7 +33,8 @@ from ddp_workbook.training.state import build_state
 from ddp_workbook.training.tensor_parallel import average_gradients, gather_weights, split_layers
 
 DATA, TENSOR = 2, 2  # ranks in each dimension; rank = TENSOR * (place in data) + (place in tensor)
-CONFIG = replace(serial_recipe("vit-digits"), epochs=1, augment=False, precision="fp32", device="cpu")
+EPOCHS = 2
+CONFIG = replace(serial_recipe("vit-digits"), epochs=EPOCHS, augment=False, precision="fp32", device="cpu")
 """The recipe's serial run, but without crops, which each rank would draw for itself."""
 SECONDS = 120
 CPU = torch.device("cpu")
@@ -63,34 +63,40 @@ class Trained:
         return {ranks: Traffic(calls[ranks] / steps, sizes[ranks] / steps) for ranks in calls}
 
 
-def train_serially(steps: int, config: TrainConfig = CONFIG) -> Trained:
-    """The first `steps` steps in this process: a run of so many steps, with its whole learning-rate schedule."""
-    data = _first_images(config, steps)
+def train_serially(config: TrainConfig = CONFIG, images: int | None = None) -> Trained:
+    """The run in this process. It trains on the first `images` images; None: on all of them.
+
+    Raises InputError when they do not fill one step.
+    """
+    data = _load(config, images)
+    loader = TrainLoader(data, config, World(), CPU)
     state, losses = build_state(config, data, World(), CPU), []
-    for batches in TrainLoader(data, config, World(), CPU).epoch(1):
-        [output] = train_step(state.model, batches, state.optimizer, state.precision, config.label_smoothing)
-        state.schedule.step()
-        losses.append(output.loss.item())
+    for epoch in range(1, config.epochs + 1):
+        for batches in loader.epoch(epoch):
+            [output] = train_step(state.model, batches, state.optimizer, state.precision, config.label_smoothing)
+            state.schedule.step()
+            losses.append(output.loss.item())
     return Trained(losses, [_joined(state.model.parameters())], [[]])
 
 
-def train_on_mesh(steps: int, config: TrainConfig = CONFIG) -> Trained:
-    """The same steps on DATA x TENSOR processes, one thread each; `config` is the serial run's.
+def train_on_mesh(config: TrainConfig = CONFIG, images: int | None = None) -> Trained:
+    """The same run on DATA x TENSOR processes, one thread each; `config` is the serial run's.
 
-    Raises InputError when there are not images enough, and CannotJudge when the processes cannot be started.
+    Raises CannotJudge when the processes cannot be started, and Wrong with the error of the rank that failed first.
     """
-    _first_images(config, steps)
-    program = partial(train_on_rank, steps=steps, config=config)
+    program = partial(train_on_rank, config=config, images=images)
     return join(team.run(program, Answer("mesh", "", ()), DATA * TENSOR, SECONDS))
 
 
-def train_on_rank(rank: team.Rank, steps: int, config: TrainConfig) -> tuple[list[float], np.ndarray, list[Entry]]:
+def train_on_rank(
+    rank: team.Rank, config: TrainConfig, images: int | None
+) -> tuple[list[float], np.ndarray, list[Entry]]:
     """This rank's losses, the whole network's parameters, and this rank's collectives."""
     mesh = init_device_mesh("cpu", (DATA, TENSOR), mesh_dim_names=("data", "tensor"))
-    data, losses = _first_images(config, steps), []
+    data, losses = _load(config, images), []
     config = replace(config, batch_size=config.batch_size // DATA)
     loader = TrainLoader(data, config, World(mesh.get_local_rank("data"), DATA), CPU)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.seed)  # the same weights on all ranks
     model = build_model(config, len(data.classes))
     split_layers(model, mesh["tensor"])
     optimizer = build_optimizer(model, config, processes=DATA)
@@ -98,14 +104,15 @@ def train_on_rank(rank: team.Rank, steps: int, config: TrainConfig) -> tuple[lis
         group["fused"] = False  # torch's fused kernels do not take whole and split tensors together
     schedule = build_schedule(optimizer, config, loader.steps)
     rank.ledger.take()
-    for [(images, labels)] in loader.epoch(1):
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(model(images), labels, label_smoothing=config.label_smoothing)
-        loss.backward()
-        average_gradients(model, mesh.get_group("data"))
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
+    for epoch in range(1, config.epochs + 1):
+        for [(pixels, labels)] in loader.epoch(epoch):
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(model(pixels), labels, label_smoothing=config.label_smoothing)
+            loss.backward()
+            average_gradients(model, mesh.get_group("data"))
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
     entries = rank.ledger.take()
     return losses, _joined(gather_weights(model, mesh["tensor"]).values()), entries
 
@@ -125,13 +132,9 @@ def predict_traffic(parameters: int, config: TrainConfig = CONFIG) -> dict[str, 
     }
 
 
-def _first_images(config: TrainConfig, steps: int) -> Dataset:
-    """The training images of so many steps: one epoch. Raises InputError where there are not enough."""
-    most = DATASETS[config.dataset].images[0] // config.batch_size
-    if not 1 <= steps <= most:
-        raise InputError(f"steps must be from 1 to {most}, which is one epoch of {config.dataset}; not {steps}")
-    data, count = load_dataset(config), steps * config.batch_size
-    return replace(data, train=ImageSet(data.train.images[:count], data.train.labels[:count]))
+def _load(config: TrainConfig, images: int | None) -> Dataset:
+    data = load_dataset(config)
+    return replace(data, train=ImageSet(data.train.images[:images], data.train.labels[:images]))
 
 
 def _joined(parameters: Iterable[Tensor]) -> np.ndarray:
