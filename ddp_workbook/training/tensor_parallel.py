@@ -40,7 +40,7 @@ def split_layers(model: nn.Module, mesh: DeviceMesh) -> None:
 @torch.no_grad()
 def gather_weights(model: nn.Module, mesh: DeviceMesh) -> dict[str, Tensor]:
     """The parameters that split_layers() split, whole again, and the others; on every rank. All ranks must call it."""
-    whole = {name: p.full_tensor() if isinstance(p, DTensor) else p.detach() for name, p in model.named_parameters()}
+    whole = {name: _gather(parameter, mesh) for name, parameter in model.named_parameters()}
     fused = [name for name in whole if name.endswith("query_key_value.weight")]
     return whole | {name: _swap(whole[name], mesh.size(), 3) for name in fused}
 
@@ -59,6 +59,18 @@ def average_gradients(model: nn.Module, group: dist.ProcessGroup) -> None:
     joined /= group.size()
     for gradient, mean in zip(gradients, joined.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
+
+
+def _gather(parameter: nn.Parameter, mesh: DeviceMesh) -> Tensor:
+    """As full_tensor(), which in torch 2.9 calls a collective that the labs' ledger cannot hand on to Gloo."""
+    if not isinstance(parameter, DTensor):
+        return parameter.detach()
+    [placement], own = parameter.placements, parameter.to_local().contiguous()
+    if placement.is_replicate():
+        return own
+    parts = [torch.empty_like(own) for _ in range(mesh.size())]
+    dist.all_gather(parts, own, group=mesh.get_group())
+    return torch.cat(parts, dim=placement.dim)
 
 
 def _swap(weight: Tensor, outer: int, inner: int) -> Tensor:
