@@ -6,7 +6,7 @@ The ledger writes down who talks to whom.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -36,8 +36,12 @@ DATA, TENSOR = 2, 2  # ranks in each dimension; rank = TENSOR * (place in data) 
 EPOCHS = 2
 CONFIG = replace(serial_recipe("vit-digits"), epochs=EPOCHS, augment=False, precision="fp32", device="cpu")
 """The recipe's serial run, but without crops, which each rank would draw for itself."""
-SECONDS = 120
+SECONDS = 300
+NO_ANSWER = Answer("mesh", "", ())
 CPU = torch.device("cpu")
+
+OfRank = tuple[list[float], np.ndarray, list[Entry]]
+"""A rank's losses, the whole network's parameters at the end, and the rank's collectives."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,12 @@ class Trained:
     entries: list[list[Entry]]
     """Of each rank: the collectives of all steps."""
 
+    @classmethod
+    def of(cls, ranks: Sequence[OfRank]) -> Trained:
+        """What the ranks have done together."""
+        losses, weights, entries = zip(*ranks, strict=True)
+        return cls(np.mean(losses, axis=0).tolist(), list(weights), list(entries))
+
     def traffic(self) -> dict[tuple[int, ...], Traffic]:
         """By group of ranks: what each of them puts into the group's collectives in one step."""
         calls, sizes = Counter(), Counter()
@@ -63,11 +73,24 @@ class Trained:
         return {ranks: Traffic(calls[ranks] / steps, sizes[ranks] / steps) for ranks in calls}
 
 
-def train_serially(config: TrainConfig = CONFIG, images: int | None = None) -> Trained:
-    """The run in this process. It trains on the first `images` images; None: on all of them.
+def train_serially() -> Trained:
+    """The run in one process, with one thread.
 
-    Raises InputError when they do not fill one step.
+    Raises CannotJudge when the process cannot be started, and Wrong with its error.
     """
+    return Trained.of(team.run(partial(run_alone, config=CONFIG), NO_ANSWER, 1, SECONDS))
+
+
+def train_on_mesh() -> Trained:
+    """The same run on DATA x TENSOR processes, with one thread each.
+
+    Raises CannotJudge when the processes cannot be started, and Wrong with the error of the rank that failed first.
+    """
+    return Trained.of(team.run(partial(run_on_mesh, config=CONFIG), NO_ANSWER, DATA * TENSOR, SECONDS))
+
+
+def run_alone(_: team.Rank, config: TrainConfig, images: int | None = None) -> OfRank:
+    """The steps of one process, on the first `images` images (None: on all of them)."""
     data = _load(config, images)
     loader = TrainLoader(data, config, World(), CPU)
     state, losses = build_state(config, data, World(), CPU), []
@@ -76,22 +99,11 @@ def train_serially(config: TrainConfig = CONFIG, images: int | None = None) -> T
             [output] = train_step(state.model, batches, state.optimizer, state.precision, config.label_smoothing)
             state.schedule.step()
             losses.append(output.loss.item())
-    return Trained(losses, [_joined(state.model.parameters())], [[]])
+    return losses, _flat(state.model.parameters()), []
 
 
-def train_on_mesh(config: TrainConfig = CONFIG, images: int | None = None) -> Trained:
-    """The same run on DATA x TENSOR processes, one thread each; `config` is the serial run's.
-
-    Raises CannotJudge when the processes cannot be started, and Wrong with the error of the rank that failed first.
-    """
-    program = partial(train_on_rank, config=config, images=images)
-    return join(team.run(program, Answer("mesh", "", ()), DATA * TENSOR, SECONDS))
-
-
-def train_on_rank(
-    rank: team.Rank, config: TrainConfig, images: int | None
-) -> tuple[list[float], np.ndarray, list[Entry]]:
-    """This rank's losses, the whole network's parameters, and this rank's collectives."""
+def run_on_mesh(rank: team.Rank, config: TrainConfig, images: int | None = None) -> OfRank:
+    """The same steps on each rank of the mesh; `config` is the serial run's."""
     mesh = init_device_mesh("cpu", (DATA, TENSOR), mesh_dim_names=("data", "tensor"))
     data, losses = _load(config, images), []
     config = replace(config, batch_size=config.batch_size // DATA)
@@ -114,18 +126,12 @@ def train_on_rank(
             schedule.step()
             losses.append(loss.item())
     entries = rank.ledger.take()
-    return losses, _joined(gather_weights(model, mesh["tensor"]).values()), entries
+    return losses, _flat(gather_weights(model, mesh["tensor"]).values()), entries
 
 
-def join(of_ranks: list[tuple[list[float], np.ndarray, list[Entry]]]) -> Trained:
-    """The run that the ranks have done together."""
-    losses, weights, entries = zip(*of_ranks, strict=True)
-    return Trained(np.mean(losses, axis=0).tolist(), list(weights), list(entries))
-
-
-def predict_traffic(parameters: int, config: TrainConfig = CONFIG) -> dict[str, Traffic]:
+def predict_traffic(parameters: int) -> dict[str, Traffic]:
     """The closed forms for each dimension of the mesh; `parameters` are the whole network's."""
-    images = config.batch_size // DATA
+    images = CONFIG.batch_size // DATA
     return {
         "tensor": tensor_traffic(images, VIT_GRID**2, VIT_WIDTH, VIT_BLOCKS),
         "data": data_traffic(parameters, VIT_WIDTH, VIT_BLOCKS, TENSOR),
@@ -137,5 +143,5 @@ def _load(config: TrainConfig, images: int | None) -> Dataset:
     return replace(data, train=ImageSet(data.train.images[:images], data.train.labels[:images]))
 
 
-def _joined(parameters: Iterable[Tensor]) -> np.ndarray:
+def _flat(parameters: Iterable[Tensor]) -> np.ndarray:
     return torch.cat([parameter.detach().flatten() for parameter in parameters]).numpy()

@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 
 from ddp_workbook.labs import mesh_training, team
-from ddp_workbook.labs.answer import Answer
 from ddp_workbook.training import models, tensor_parallel
 
 STEPS = 3
@@ -55,32 +54,36 @@ def with_one_block():
 
 
 def train_all_cases(rank):
-    """What train_on_rank() returns: the whole network with AdamW; one block with SGD, right and wrong in each way."""
-    found = {"adamw": mesh_training.train_on_rank(rank, CONFIGS["adamw"], IMAGES)}
+    """What run_on_mesh() returns: the whole network with AdamW; one block with SGD, right and wrong in each way."""
+    found = {"adamw": mesh_training.run_on_mesh(rank, CONFIGS["adamw"], IMAGES)}
     with with_one_block():
-        found["sgd"] = mesh_training.train_on_rank(rank, CONFIGS["sgd"], IMAGES)
+        found["sgd"] = mesh_training.run_on_mesh(rank, CONFIGS["sgd"], IMAGES)
         for name, planted in WRONG.items():
             with mock.patch.object(*planted):
-                found[name] = mesh_training.train_on_rank(rank, CONFIGS["sgd"], IMAGES)
+                found[name] = mesh_training.run_on_mesh(rank, CONFIGS["sgd"], IMAGES)
     return found
+
+
+def train_alone(rank):
+    """The serial runs."""
+    found = {"adamw": mesh_training.run_alone(rank, CONFIGS["adamw"], IMAGES)}
+    with with_one_block():
+        return found | {"sgd": mesh_training.run_alone(rank, CONFIGS["sgd"], IMAGES)}
+
+
+def run(program, ranks):
+    of_ranks = team.run(program, mesh_training.NO_ANSWER, ranks, mesh_training.SECONDS)
+    return {name: mesh_training.Trained.of([found[name] for found in of_ranks]) for name in of_ranks[0]}
 
 
 @pytest.fixture(scope="module")
 def trained():
-    of_ranks = team.run(train_all_cases, Answer("mesh", "", ()), ranks=4, seconds=mesh_training.SECONDS)
-    return {name: mesh_training.join([found[name] for found in of_ranks]) for name in of_ranks[0]}
+    return run(train_all_cases, 4)
 
 
 @pytest.fixture(scope="module")
 def serial():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # beside other work, two threads may wait for each other for seconds
-    try:
-        found = {"adamw": mesh_training.train_serially(CONFIGS["adamw"], IMAGES)}
-        with with_one_block():
-            return found | {"sgd": mesh_training.train_serially(CONFIGS["sgd"], IMAGES)}
-    finally:
-        torch.set_num_threads(threads)
+    return run(train_alone, 1)
 
 
 def differences(run, serial):
