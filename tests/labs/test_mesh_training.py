@@ -54,13 +54,18 @@ def with_one_block():
 
 
 def train_all_cases(rank):
-    """What run_on_mesh() returns: the whole network with AdamW; one block with SGD, right and wrong in each way."""
+    """What run_on_mesh() returns: the whole network with AdamW; one block with SGD, right and wrong in each way.
+
+    And one block with a mistake that AdamW hides.
+    """
     found = {"adamw": mesh_training.run_on_mesh(rank, CONFIGS["adamw"], IMAGES)}
     with with_one_block():
         found["sgd"] = mesh_training.run_on_mesh(rank, CONFIGS["sgd"], IMAGES)
         for name, planted in WRONG.items():
             with mock.patch.object(*planted):
                 found[name] = mesh_training.run_on_mesh(rank, CONFIGS["sgd"], IMAGES)
+        with mock.patch.object(*WRONG["summed over tensor"]):
+            found["hidden"] = mesh_training.run_on_mesh(rank, CONFIGS["adamw"], IMAGES)
     return found
 
 
@@ -68,7 +73,8 @@ def train_alone(rank):
     """The serial runs."""
     found = {"adamw": mesh_training.run_alone(rank, CONFIGS["adamw"], IMAGES)}
     with with_one_block():
-        return found | {"sgd": mesh_training.run_alone(rank, CONFIGS["sgd"], IMAGES)}
+        of_one_block = {name: mesh_training.run_alone(rank, config, IMAGES) for name, config in CONFIGS.items()}
+    return found | {"sgd": of_one_block["sgd"], "hidden": of_one_block["adamw"]}
 
 
 def run(program, ranks):
@@ -106,6 +112,12 @@ def test_the_mesh_trains_as_one_process_does(optimizer, trained, serial):
 def test_a_wrong_mesh_is_found(name, trained, serial):
     weights, losses = differences(trained[name], serial["sgd"])
     assert weights > 100 * ROUNDING and losses > 100 * ROUNDING, (weights, losses)
+
+
+def test_adamw_hides_a_factor_that_sgd_shows(trained, serial):
+    """It divides gradients by their own size. So the test above is made with SGD."""
+    _, losses = differences(trained["hidden"], serial["hidden"])
+    assert losses < ROUNDING
 
 
 def test_tensor_ranks_stay_equal_without_averaging(trained):
