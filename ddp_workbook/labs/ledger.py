@@ -17,6 +17,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import get_process_group_ranks  # by name: an answer may replace torch.distributed's
 
 from ddp_workbook.labs.verdict import Wrong
 
@@ -44,6 +45,8 @@ class Entry:
     """As in torch.distributed."""
     bytes: int
     """Of the tensors that this rank puts in."""
+    ranks: tuple[int, ...]
+    """Of the group, as numbers of the default group."""
     dtype: str
     phase: str
     """What the judge was doing: see Ledger.phase."""
@@ -68,12 +71,13 @@ class Ledger:
         taken, self.entries = self.entries, []
         return taken
 
-    def write(self, name: str, tensors: Sequence[Tensor]) -> Entry:
+    def write(self, name: str, tensors: Sequence[Tensor], ranks: Sequence[int]) -> Entry:
         """Add an entry."""
         dtype = str(tensors[0].dtype).removeprefix("torch.") if tensors else ""
         size = sum(tensor.nbytes for tensor in tensors)
-        self.entries.append(Entry(name, size, dtype, self.phase, self._line(), time.perf_counter()))
-        return self.entries[-1]
+        entry = Entry(name, size, tuple(ranks), dtype, self.phase, self._line(), time.perf_counter())
+        self.entries.append(entry)
+        return entry
 
     def _line(self) -> int | None:
         frame = sys._getframe(2)
@@ -96,6 +100,11 @@ class LedgerGroup(dist.ProcessGroup):
         """As torch asks for it."""
         return BACKEND
 
+    @property
+    def group_name(self) -> str:
+        """As a mesh of devices asks for it, which finds its groups by name; torch keeps none in groups of Python."""
+        return dist.distributed_c10d._world.pg_names[self]
+
     def compare(self, entry: Entry) -> None:
         """Raise Wrong when another rank has called another collective under this number. Waits for nobody."""
         if entry.name in ("send", "recv"):
@@ -107,7 +116,7 @@ class LedgerGroup(dist.ProcessGroup):
             phase = f"{entry.phase}: " if entry.phase else ""
             raise Wrong(
                 "mismatch",
-                f"{phase}collective no. {self.collectives} is {mine} on rank {self.rank()}"
+                f"{phase}collective no. {self.collectives} is {mine} on rank {entry.ranks[self.rank()]}"
                 f"{f' (your line {entry.line})' if entry.line else ''}, and {first} on another one. All ranks have to "
                 f"call the same collectives, for the same sizes, in the same order",
             )
@@ -115,7 +124,8 @@ class LedgerGroup(dist.ProcessGroup):
 
 def _recorded(call: str, name: str, place: int | None) -> Callable:
     def method(self: LedgerGroup, *arguments: object, **options: object) -> object:
-        self.compare(self.ledger.write(name, [] if place is None else _tensors(arguments[place])))
+        tensors = [] if place is None else _tensors(arguments[place])
+        self.compare(self.ledger.write(name, tensors, get_process_group_ranks(self)))
         return getattr(self.gloo, call)(*arguments, **options)
 
     return method

@@ -16,6 +16,7 @@ from ddp_workbook.analysis import (
     plots_cost,
     plots_map,
     plots_memory,
+    plots_mesh,
     plots_ring,
     plots_seeds,
     plots_speed,
@@ -24,6 +25,7 @@ from ddp_workbook.analysis import (
 from ddp_workbook.analysis.clusters import Cluster
 from ddp_workbook.analysis.costmodel import Link, ModelCosts
 from ddp_workbook.analysis.memory import StepBytes
+from ddp_workbook.analysis.mesh import Traffic
 from ddp_workbook.analysis.speedup import speedup_table
 from ddp_workbook.errors import InputError
 from ddp_workbook.records.timing import Interval
@@ -37,6 +39,7 @@ STEPS_IN_MEMORY = {  # measured, predicted
     ),
     "Another one, batch 128": (StepBytes(MIB, MIB, MIB, 27 * MIB), StepBytes(MIB, MIB, MIB, 27 * MIB)),
 }
+TALK = dict.fromkeys([(0, 1), (2, 3)], Traffic(16, 2**23)) | dict.fromkeys([(0, 2), (1, 3)], Traffic(1, 2**21))
 
 FIGURES = {
     "curves": lambda: plots.training_curves(HISTORIES),
@@ -72,6 +75,7 @@ FIGURES = {
     "seeds": lambda: plots_seeds.seeds(count_study()),
     "memory": lambda: plots_memory.memory_by_ranks("A model", make_rank_bytes(), 4 * 2**20, 2),
     "a step's memory": lambda: plots_memory.step_bars(STEPS_IN_MEMORY),
+    "mesh": lambda: plots_mesh.mesh_map(TALK, {"tensor": TALK[0, 1], "data": TALK[0, 2]}),
     "schedule": lambda: plots.schedule([0.1, 0.2, 0.1], 1),
     "shards": lambda: plots.sampler_shards(np.arange(24).reshape(2, 2, 6), 3),
     "images": lambda: plots.image_row(np.zeros((10, 4, 4, 3), dtype=np.uint8), ["a rather long name"] * 10),

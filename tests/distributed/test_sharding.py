@@ -212,9 +212,7 @@ def count_two_ways(rank, path):
     metered = third_steps(rank)
     dist.destroy_process_group()
     book = ledger.Ledger()
-    ledger.LedgerGroup.group_name = property(lambda _: "ledger")  # a mesh of devices finds its group by name
     ledger.join(book, dist.FileStore(str(path / "store"), 2), rank, 2, timeout=60)
-    torch._C._distributed_c10d._register_process_group("ledger", dist.group.WORLD)
     return metered, third_steps(rank, book)
 
 
