@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 from weakref import WeakSet
 
 import torch
@@ -105,7 +106,7 @@ def _watched(cls: type[Optimizer]) -> type[Optimizer]:
     """This class of optimizers, with a list of those that are alive: the answer may keep them anywhere."""
 
     class Watched(cls):
-        alive: WeakSet = WeakSet()
+        alive: ClassVar[WeakSet] = WeakSet()
 
         def __init__(self, *arguments: object, **options: object) -> None:
             super().__init__(*arguments, **options)
@@ -204,7 +205,7 @@ def _compare_state(rank: Rank, alive: Iterable[Optimizer], plain: Optimizer) -> 
     total, most, words = sum(sizes), sum(sizes) / rank.size + max(sizes), rank.ledger.phase
     number = kept.index(max(kept))
     if min(kept) == total:
-        raise Wrong("not-sharded", f"{words}, but every rank keeps 100 % of the state, {total} bytes")
+        raise Wrong("not-sharded", f"{words}, but every rank keeps 100% of the state, {total} bytes")
     if sum(kept) != total:
         raise Wrong(
             "other-total",

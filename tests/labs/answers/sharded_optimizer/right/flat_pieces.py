@@ -18,8 +18,9 @@ class ShardedOptimizer:
             before += p.numel()
         self.length = max(sum(p.numel() for p in piece) for piece in self.pieces)
         mine = set(self.pieces[dist.get_rank()])
-        self.optimizers = [cls([dict(g, params=[p])], **kw) for g in self.param_groups for p in g["params"] if p in mine]
-        self.groups = [g for g in self.param_groups for p in g["params"] if p in mine]
+        pairs = [(group, p) for group in self.param_groups for p in group["params"] if p in mine]
+        self.optimizers = [cls([{**group, "params": [p]}], **kw) for group, p in pairs]
+        self.groups = [group for group, _ in pairs]
 
     def zero_grad(self):
         for group in self.param_groups:

@@ -8,8 +8,8 @@ class ShardedOptimizer(torch.optim.Optimizer):
     def __init__(self, params, cls, **kw):
         super().__init__(params, kw)
         rank, world = dist.get_rank(), dist.get_world_size()
-        everything = sum((group["params"] for group in self.param_groups), [])
-        by_size = sorted((p for p in everything if p.requires_grad), key=torch.numel)[::-1]
+        trained = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+        by_size = sorted(trained, key=torch.numel)[::-1]
         self.turns = [(p, number % world) for number, p in enumerate(by_size)]
         mine = {id(p) for p, owner in self.turns if owner == rank}
         self.inner = []

@@ -1,7 +1,6 @@
 """Every rank does everything."""
 
 import torch
-import torch.distributed as dist
 
 
 class ShardedOptimizer:
