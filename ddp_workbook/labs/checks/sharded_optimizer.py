@@ -148,16 +148,20 @@ def _average(rank: Rank, net: nn.Module) -> list[Tensor]:
     inputs, labels = torch.randn(BATCH, net.in_features), torch.randint(CLASSES, (BATCH,))
     cross_entropy(net(inputs), labels).backward()
     params = trained(net.parameters())
-    for p, *gradients in zip(params, *rank.gather([p.grad for p in params]), strict=True):
-        p.grad = torch.stack(gradients).mean(0)
-    return [p.grad.clone() for p in params]
+    flat = torch.cat([p.grad.flatten() for p in params])  # one tensor: to gather many takes long
+    means = torch.stack(rank.gather(flat)).mean(0).split([p.numel() for p in params])
+    for p, mean in zip(params, means, strict=True):
+        p.grad = mean.view_as(p).clone()
+    return [mean.view_as(p) for p, mean in zip(params, means, strict=True)]
 
 
 def _compare_weights(
     rank: Rank, net: nn.Module, serial: Unsharded, alive: Iterable[Optimizer], sent: Sequence[Entry]
 ) -> None:
     """All bits on all ranks."""
-    found, old, new = rank.gather(values(net)), serial.old, serial.new
+    old, new = serial.old, serial.new
+    flats, sizes = rank.gather(torch.cat(list(values(net).values()))), [value.numel() for value in new.values()]
+    found = [dict(zip(new, flat.split(sizes), strict=True)) for flat in flats]
     wrong = [(number, name) for name in new for number in range(rank.size) if not found[number][name].equal(new[name])]
     if not wrong:
         return
@@ -215,9 +219,9 @@ def _compare_state(rank: Rank, alive: Iterable[Optimizer], plain: Optimizer) -> 
     if kept[number] > most:
         raise Wrong(
             "unbalanced",
-            f"{words}, but rank {number} keeps {kept[number] / total:.0%} of the bytes of the state; 1/{rank.size} and "
-            f"the largest parameter's would be {most / total:.0%}. Do you share out tensors or bytes, and does each "
-            f"parameter that you count have state?",
+            f"{words}, but rank {number} keeps {kept[number] / total:.0%} of the bytes of the state. The most is "
+            f"{most / total:.0%}: 1/{rank.size} and that of the largest parameter. Do you share out tensors or bytes, "
+            f"and does each parameter that you count have state?",
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-Values = dict[str, Tensor]  # of parameters, by name
+Values = dict[str, Tensor]  # of parameters, by name; flat
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def trained(params: Iterable[Tensor]) -> list[Tensor]:
 
 def values(net: nn.Module) -> Values:
     """A copy of its parameters."""
-    return {name: p.detach().clone() for name, p in net.named_parameters()}
+    return {name: p.detach().clone().flatten() for name, p in net.named_parameters()}
 
 
 class Unsharded:
