@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None, callbacks: Sequence[Callback] =
             config, options = parse_run(sys.argv[1:] if arguments is None else arguments, __doc__)
         run(config, options, world, callbacks)
         return
-    except (InputError, Stopped, KeyboardInterrupt, RuntimeError) as error:
+    except (InputError, Stopped, KeyboardInterrupt, RuntimeError, MemoryError) as error:
         code = exit_code_for(error, "distributed_train.py", world)
         together = isinstance(error, Stopped)  # all ranks agreed on that
     leave_group(together)  # after the error is released: its traceback holds the model

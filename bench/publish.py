@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ddp_workbook.analysis.break_even import break_even, curves
 from ddp_workbook.analysis.costmodel import exposed, slowest, summed_collectives
 from ddp_workbook.analysis.seeds import images_deviation, mean_difference, spread
 from ddp_workbook.analysis.speedup import over_all_cores, speedup, speedup_table
@@ -23,6 +24,7 @@ from ddp_workbook.course.notebook import latest_experiment
 from ddp_workbook.course.runner import COURSE
 from ddp_workbook.measurement.experiment import load_experiment
 from ddp_workbook.recipes import get_recipe
+from ddp_workbook.records.batch_map import BatchMap
 from ddp_workbook.records.files import load_record, save_text
 from ddp_workbook.records.run import load_run
 from ddp_workbook.records.seeds import SeedStudy
@@ -70,6 +72,17 @@ def reference_facts(reference: Path) -> dict[str, str]:
         "shared_ms": f"{exposed(shared).text('.0f', scale=1000)} ms",
         "summed_ms": f"{1000 * summed_collectives(gloo):.0f} ms",
         "first_epoch_ratio": f"{len(epochs) * epochs[0] / sum(epochs):.2f}",
+        **break_evens(load_record(BatchMap, folder / "batch_map.json")),
+    }
+
+
+def break_evens(batch_map: BatchMap) -> dict[str, str]:
+    """From which global batch on processes that share memory pay over one on all cores, for each model."""
+    return {
+        f"pays_{network.model}": break_even(curve).text(",.0f")
+        for network in batch_map.networks
+        for curve in curves(network)
+        if (curve.baseline, curve.hook) == ("all cores", "shared-memory")
     }
 
 

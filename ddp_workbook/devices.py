@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -16,6 +18,7 @@ from ddp_workbook.config import TrainConfig
 from ddp_workbook.errors import InputError
 from ddp_workbook.records.run import Environment
 
+GLIBC_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD in malloc.h
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -141,6 +144,16 @@ def peak_memory_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes
+
+
+def return_freed_memory() -> None:
+    """From now on glibc gives freed tensors of 1 MiB and more back to the system at once.
+
+    By default it keeps pieces of up to 32 MiB, which fall apart: a sharded ResNet-50, whose blocks are gathered and
+    freed in each step, then takes more memory than the whole one (bench/README.md). Elsewhere this does nothing.
+    """
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(GLIBC_MMAP_THRESHOLD, 2**20)
 
 
 def accelerator_peak_bytes(device: torch.device) -> int | None:

@@ -32,6 +32,20 @@ class ModelBytes(NamedTuple):
         return sum(self)
 
 
+class StepBytes(NamedTuple):
+    """What a training step of one process keeps in memory when its backward pass begins, or has ended."""
+
+    parameters: float
+    gradients: float
+    optimizer: float
+    activations: float
+    """Results of the forward pass that the backward pass needs; they grow with the batch, the others do not."""
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+
 def kept_bytes(shard: Shard, ranks: int, parameters: int, copies: int) -> ModelBytes:
     """Per rank, on average, for `parameters` bytes of parameters and `copies` values of optimizer state for each."""
     share, state = parameters / ranks, copies * parameters

@@ -14,6 +14,7 @@ from ddp_workbook.records.batch_map import BatchMap, NetworkMap
 from ddp_workbook.specs import MODELS
 
 HOOK_STYLES = {"allreduce": (ORANGE, "s"), "shared-memory": (RANKS[3], "o")}
+MOST_TICKS = (8, 6, 4, 3, 3)  # with one network, two, ...
 ROOM = 1.18  # above the largest median
 
 
@@ -36,8 +37,10 @@ def batch_map(record: BatchMap) -> Figure:
         row[0].set_ylim(0, ROOM * _highest(networks, baseline))
     for ax, network in zip(axes[0], networks, strict=True):
         ax.set_title(MODELS[network.model].label)
+    ticks = MOST_TICKS[min(len(networks), len(MOST_TICKS)) - 1]
     for ax, network in zip(axes[-1], networks, strict=True):
-        _batch_axis(ax, network)
+        _batch_axis(ax, network, ticks)
+    axes[-1][(len(networks) - 1) // 2].set_xlabel("global batch (images, logarithmic)")  # for all columns
     _legend(figure, record, networks)
     set_finding(figure, _finding(record, networks))
     return figure
@@ -72,11 +75,11 @@ def _highest(networks: list[NetworkMap], baseline: str) -> float:
     return max([1.0, *(each.value for curve in chosen for each in curve.speedups)])
 
 
-def _batch_axis(ax: Axes, network: NetworkMap) -> None:
+def _batch_axis(ax: Axes, network: NetworkMap, most: int) -> None:
     first, last = network.points[0].batch, network.points[-1].batch
     ticks = [first * 2**power for power in range(round(math.log2(last / first)) + 1)]
-    ticks = ticks[:: -(-len(ticks) // 5)]
-    ax.set(xscale="log", xlabel="global batch (images, log)")
+    ticks = ticks[:: -(-len(ticks) // most)]
+    ax.set_xscale("log")
     ax.set_xticks(ticks, labels=[f"{tick:,}" for tick in ticks])
     ax.minorticks_off()
 

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ddp_workbook.analysis.memory import Shard, kept_bytes, sent_bytes, step_bytes, step_collectives
-from ddp_workbook.analysis.plots_style import BLUE, GREY, INK, ORANGE, new_figure, percent, set_finding
+from ddp_workbook.analysis.memory import Shard, StepBytes, kept_bytes, sent_bytes, step_bytes, step_collectives
+from ddp_workbook.analysis.plots_style import BLUE, GREY, INK, ORANGE, PARTS, new_figure, percent, set_finding
 from ddp_workbook.records.rank_bytes import RankBytes
 
 WAYS: dict[Shard, tuple[str, str, str]] = {
     "none": ("DDP", GREY, "^"), "optimizer": ("ZeRO-1", BLUE, "o"), "full": ("FSDP", ORANGE, "s")
 }  # fmt: skip
+STEP_PARTS = {"parameters": BLUE, "gradients": PARTS["backward"], "optimizer": PARTS["optimizer"], "activations": GREY}
 MOST_RANKS = 8
 MIB = 2**20
 
@@ -54,6 +55,36 @@ def memory_by_ranks(title: str, measured: Measured, parameters: int, copies: int
     share = percent(least / most, ".0f")
     finding = f"on {MOST_RANKS} ranks FSDP keeps {share} of what DDP keeps, and sends 1.5 times as much, by Gloo twice"
     set_finding(figure, f"{title}: {finding}. Points are measured, lines predicted")
+    return figure
+
+
+def step_bars(rows: Mapping[str, tuple[StepBytes, StepBytes]]) -> Figure:
+    """Where the bytes of a step are, for each network: a bar of what was measured above a bar of what was predicted.
+
+    rows: (measured, predicted) by a label with the network and its batch size.
+    """
+    figure, [[ax]] = new_figure(1, 1, height=0.7 + 0.52 * len(rows))
+    for place, pair in enumerate(reversed(rows.values())):
+        for each, offset, hatch in zip(pair, (0.19, -0.19), (None, "////"), strict=True):
+            left = 0.0
+            for name, size in each._asdict().items():
+                label = name if place == 0 and hatch is None else None
+                style = {"color": STEP_PARTS[name], "hatch": hatch, "edgecolor": "white", "linewidth": 0.5}
+                ax.barh(place + offset, size / MIB, 0.36, left / MIB, label=label, **style)
+                left += size
+            ax.text(left / MIB, place + offset, f" {left / MIB:,.0f}", va="center", fontsize=7)
+    ax.set_yticks(range(len(rows)), [*reversed(rows)])
+    ax.set(xlabel="memory of a training step on one process (MiB); hatched: predicted")
+    ax.grid(visible=False, axis="y")
+    ax.margins(x=0.08)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=len(STEP_PARTS))
+    shares = {name: measured.activations / measured.total for name, (measured, _) in rows.items()}
+    least, most = min(shares, key=shares.get), max(shares, key=shares.get)
+    low, high = percent(shares[least], ".0f"), percent(shares[most], ".0f")
+    worst = max(abs(predicted.total / measured.total - 1) for measured, predicted in rows.values())
+    finding = f"activations take from {low} of a step's memory ({least.partition(',')[0]})"
+    finding += f" to {high} ({most.partition(',')[0]})"
+    set_finding(figure, f"{finding}; predictions are off by at most {percent(worst, '.2f')}")
     return figure
 
 

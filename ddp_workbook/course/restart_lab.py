@@ -23,7 +23,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from ddp_workbook.analysis.plots_style import GREY, LIGHT_ORANGE, ORANGE, new_figure, set_finding
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.distributed.agent import end_with_torchrun
-from ddp_workbook.distributed.launch import torchrun
+from ddp_workbook.distributed.launch import torchrun, training_script
 from ddp_workbook.distributed.process_group import LostConnection, World, read_world
 from ddp_workbook.flags import parse_run, to_flags
 from ddp_workbook.runs.checkpoint import model_path, read_checkpoint
@@ -146,9 +146,6 @@ def epoch_seconds(timeline: Timeline) -> float:
 @record  # torchrun then shows the error of the rank that failed first
 def main() -> None:
     """One rank of the run; the arguments are the event log, kill_after, and flags of distributed_train.py."""
-    sys.path.insert(0, "")  # the folder that the run was started in, with distributed_train.py
-    import distributed_train
-
     path, kill_after, *flags = sys.argv[1:]
     config, options = parse_run(flags, __doc__)
     world = read_world()
@@ -156,7 +153,7 @@ def main() -> None:
     log = EventLog(Path(path), world, int(kill_after))
     signal.signal(signal.SIGTERM, lambda *_: None)  # torchrun's, on the way from the lost connection to its event
     try:
-        distributed_train.run(config, options, world, [log])
+        training_script().run(config, options, world, [log])
     except LostConnection:
         log.log("the other rank notices")
         raise

@@ -11,7 +11,7 @@ from ddp_workbook.config import CheckpointOptions, TrainConfig
 from ddp_workbook.course.interrupts import Interrupted
 from ddp_workbook.course.notebook import distributed_config
 from ddp_workbook.devices import choose_device
-from ddp_workbook.distributed.launch import torchrun
+from ddp_workbook.distributed.launch import torchrun, training_script
 from ddp_workbook.distributed.process_group import World
 from ddp_workbook.distributed.processes import MOST_PROCESSES
 from ddp_workbook.errors import InputError
@@ -84,9 +84,7 @@ def _run(
             return found[0]
     try:
         if kind == "baseline":
-            import distributed_train  # it stands in the workbook's folder
-
-            distributed_train.run(own_config, CheckpointOptions(resume=True), World())
+            training_script().run(own_config, CheckpointOptions(resume=True), World())
         else:
             torchrun([*to_flags(own_config), "--resume"], processes, on_line=report)
     except Stopped as stop:

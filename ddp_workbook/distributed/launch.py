@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import json
 import os
 import queue
@@ -14,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 
 import psutil
 
@@ -45,6 +47,19 @@ def show(line: str) -> None:
     print(line, flush=True)
 
 
+def training_script() -> ModuleType:
+    """distributed_train.py of the current folder, imported. Raises InputError where it is not."""
+    _require_here(Path("distributed_train.py"))
+    if "" not in sys.path:  # as in an installed command, or a script of another folder
+        sys.path.insert(0, "")
+    return importlib.import_module("distributed_train")
+
+
+def _require_here(script: Path) -> None:
+    if not script.is_file():
+        raise InputError(f"{script} is not here; run this from the workbook's folder")
+
+
 class Launch:
     """A torchrun on this machine that runs in the background: wait() shows its output, stop() ends it.
 
@@ -60,8 +75,7 @@ class Launch:
         restarts: int = 0,
     ) -> None:
         check_process_count(processes)
-        if not script.is_file():
-            raise InputError(f"{script} is not here; run this from the workbook's folder")
+        _require_here(script)
         self.script = script
         self._folder = tempfile.TemporaryDirectory(prefix="torchrun-")
         self._error_file = Path(self._folder.name) / "error.json"

@@ -8,12 +8,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ddp_workbook.analysis.memory import STATE_COPIES, Shard, StepBytes
 from ddp_workbook.config import TrainConfig
-from ddp_workbook.devices import Precision
+from ddp_workbook.devices import Precision, choose_threads
+from ddp_workbook.distributed.sharding import local_bytes
 from ddp_workbook.distributed.traffic import MEASURED_STEP
+from ddp_workbook.measurement.benchmark import time_training
 from ddp_workbook.measurement.workers import TrainingSession, Worker, WorkerPool
 from ddp_workbook.records.rank_bytes import RankBytes
 from ddp_workbook.runs.outputs import bytes_of_rank
+from ddp_workbook.training.models import build_model, count_parameters
+from ddp_workbook.training.optim import build_optimizer
+
+SHARDINGS: tuple[Shard, ...] = ("none", "optimizer", "full")
+CLASSES = 10
 
 
 def measure_sharding(config: TrainConfig, counts: Sequence[int]) -> dict[tuple[str, int], list[RankBytes]]:
@@ -24,7 +32,7 @@ def measure_sharding(config: TrainConfig, counts: Sequence[int]) -> dict[tuple[s
     measured = {}
     for ranks in counts:
         with WorkerPool(f"{ranks} ranks", config, ranks, threads=1) as pool:
-            for shard in ("none", "optimizer", "full"):
+            for shard in SHARDINGS:
                 if ranks > 1 or shard == "none":
                     measured[shard, ranks] = pool.call(_bytes_after_steps, replace(config, shard=shard))
     return measured
@@ -38,6 +46,53 @@ def _bytes_after_steps(worker: Worker, config: TrainConfig) -> RankBytes:
     counted = bytes_of_rank(session.state)
     worker.forget()
     return counted
+
+
+def time_sharding(config: TrainConfig, ranks: int, rounds: int, steps: int) -> dict[Shard, list[float]]:
+    """Seconds of a step for each way of sharding, one value per round; in a round each way takes its turn.
+
+    Every process has the configuration's batch size, and its share of the cores.
+    """
+    seconds: dict[Shard, list[float]] = {shard: [] for shard in SHARDINGS}
+    threads = choose_threads(config.threads, ranks)
+    with WorkerPool(f"{ranks} ranks", config, ranks, threads) as pool:
+        for number in range(-1, rounds):  # the first round, -1, is a warm-up
+            for turn in range(len(SHARDINGS)):
+                shard = SHARDINGS[(number + turn) % len(SHARDINGS)]  # no way always goes first
+                of_ranks = pool.call(time_training, replace(config, shard=shard), True, steps, None)
+                if number >= 0:
+                    seconds[shard].append(max(taken for taken, _ in of_ranks) / steps)
+    return seconds
+
+
+def measure_step(config: TrainConfig) -> StepBytes:
+    """Bytes of one step of a recipe's network on this process, in fp32, on images of noise."""
+    model, images, labels = _example(config, config.batch_size)
+    precision = Precision(torch.device("cpu"), "fp32")
+    activations = activation_bytes(model, images, labels, precision)
+    optimizer = build_optimizer(model, config, processes=1)
+    nn.functional.cross_entropy(model(images), labels).backward()
+    optimizer.step()
+    kept = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return StepBytes(local_bytes(model.parameters()), local_bytes(gradients), local_bytes(kept), activations)
+
+
+def predict_step(config: TrainConfig) -> StepBytes:
+    """The same by the number of parameters, and for the activations by two batches of a quarter and half the images."""
+    precision = Precision(torch.device("cpu"), "fp32")
+    small, large = config.batch_size // 4, config.batch_size // 2
+    measured = [(n, activation_bytes(*_example(config, n), precision)) for n in (small, large)]
+    parameters = 4 * count_parameters(_example(config, 1)[0])
+    state = STATE_COPIES[config.optimizer] * parameters
+    return StepBytes(parameters, parameters, state, predict_activations(*measured, config.batch_size))
+
+
+def _example(config: TrainConfig, images: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """The recipe's network, and a batch for it."""
+    size = config.image_size
+    batch = torch.randn(images, config.channels, size, size), torch.randint(CLASSES, (images,))
+    return build_model(config, CLASSES).train(), *batch
 
 
 def activation_bytes(model: nn.Module, images: Tensor, labels: Tensor, precision: Precision) -> int:

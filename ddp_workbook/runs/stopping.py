@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from types import FrameType
+
+import torch
 
 from ddp_workbook.distributed.collectives import dist_max
 from ddp_workbook.distributed.process_group import LostConnection, World
@@ -18,6 +21,8 @@ from ddp_workbook.training.state import TrainingState
 
 SECONDS_BETWEEN_CHECKS = 1.0
 SECONDS_FOR_FIRST_RANK = 5  # to report for all ranks of its machine; it may have started later
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "could not create a memory")
+"""In the messages of torch's allocators, and of oneDNN."""
 LOST_OUTPUT = 13  # the number of SIGPIPE, where there is one: by default it ends a program whose output nobody reads
 
 
@@ -114,12 +119,14 @@ class TrainingMonitor:
 def exit_code_for(error: BaseException, program: str, world: World) -> int:
     """Report in one line why the run ends early, and return the exit code.
 
-    2: bad input. As in a shell, 130, 143 and 129: SIGINT, SIGTERM and SIGHUP; 141: lost output. 1: another rank is
-    lost, which has reported its own error. Any other error is raised again and ends with its traceback.
+    2: bad input, and a run that does not fit into memory. As in a shell, 130, 143 and 129: SIGINT, SIGTERM and SIGHUP;
+    141: lost output. 1: another rank is lost, which has reported its own error. Any other error is raised again and
+    ends with its traceback.
 
     The first rank of a machine reports for all ranks there. Another one reports bad input of its own only after a
     delay: if the first rank has the same error, torchrun has ended this rank by then.
     """
+    error = _refused_for_memory(error, world) or error
     if isinstance(error, InputError):
         line, code = error_line(program, error), 2
     elif isinstance(error, Stopped):
@@ -135,3 +142,17 @@ def exit_code_for(error: BaseException, program: str, world: World) -> int:
     if code in (1, 2) or world.is_main:
         print(line, file=WatchedOutput(sys.stderr, on_loss=lambda: None), flush=True)  # the code still says it
     return code
+
+
+def _refused_for_memory(error: BaseException, world: World) -> InputError | None:
+    """The error of a process that is out of memory as an error of the run's input; None for any other one."""
+    text = str(error)
+    said = isinstance(error, RuntimeError) and any(words in text for words in NO_MEMORY)
+    if not (said or isinstance(error, (torch.OutOfMemoryError, MemoryError))):
+        return None
+    asked = re.search(r"tried to allocate (\d+(?: bytes|(?:\.\d+)? [KMG]iB))", text, re.IGNORECASE)
+    more = f", when it asked for {asked[1]} more" if asked else ""
+    return InputError(
+        f"out of memory on rank {world.rank}{more}; use a smaller --batch-size with more --grad-accum-steps, or more "
+        f"processes with --shard full"
+    )

@@ -23,12 +23,20 @@ from ddp_workbook.analysis import (
 )
 from ddp_workbook.analysis.clusters import Cluster
 from ddp_workbook.analysis.costmodel import Link, ModelCosts
+from ddp_workbook.analysis.memory import StepBytes
 from ddp_workbook.analysis.speedup import speedup_table
 from ddp_workbook.errors import InputError
 from ddp_workbook.records.timing import Interval
 
+MIB = 2**20
 RUNS, HISTORIES = zip(make_run(), make_run("distributed", correct=88), strict=True)
-
+STEPS_IN_MEMORY = {  # measured, predicted
+    "A model, batch 16": (
+        StepBytes(4 * MIB, 4 * MIB, 8 * MIB, 16 * MIB),
+        StepBytes(4 * MIB, 4 * MIB, 8 * MIB, 17.6 * MIB),
+    ),
+    "Another one, batch 128": (StepBytes(MIB, MIB, MIB, 27 * MIB), StepBytes(MIB, MIB, MIB, 27 * MIB)),
+}
 
 FIGURES = {
     "curves": lambda: plots.training_curves(HISTORIES),
@@ -63,6 +71,7 @@ FIGURES = {
     "batch map": lambda: plots_map.batch_map(curve_map([16, 32, 64, 128], [0.75, 0.85, 0.95, 1.05])),
     "seeds": lambda: plots_seeds.seeds(count_study()),
     "memory": lambda: plots_memory.memory_by_ranks("A model", make_rank_bytes(), 4 * 2**20, 2),
+    "a step's memory": lambda: plots_memory.step_bars(STEPS_IN_MEMORY),
     "schedule": lambda: plots.schedule([0.1, 0.2, 0.1], 1),
     "shards": lambda: plots.sampler_shards(np.arange(24).reshape(2, 2, 6), 3),
     "images": lambda: plots.image_row(np.zeros((10, 4, 4, 3), dtype=np.uint8), ["a rather long name"] * 10),
@@ -181,6 +190,15 @@ def test_memory_is_drawn_as_measured():
     assert "on 8 ranks FSDP keeps 12 % of what DDP keeps, and sends 1.5 times as much" in finding(figure)
     dotted = next(line for line in sent.get_lines() if line.get_linestyle() == ":")
     assert dotted.get_ydata()[1] == 8
+
+
+def test_the_bytes_of_a_step_are_bars_in_a_row():
+    figure = plots_memory.step_bars(STEPS_IN_MEMORY)
+    ends = [round(patch.get_x() + patch.get_width(), 3) for patch in figure.axes[0].patches]
+    another, model = [1, 2, 3, 30], [4, 8, 16, 32]
+    assert ends == [*another, *another, *model, 4, 8, 16, 33.6]
+    shares = "activations take from 50 % of a step's memory (A model) to 90 % (Another one)"
+    assert finding(figure) == f"{shares}; predictions are off by at most 5.00 %"
 
 
 def test_shards_say_whether_images_are_shared_out():

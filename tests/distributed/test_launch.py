@@ -9,7 +9,7 @@ import psutil
 import pytest
 from conftest import ROOT
 
-from ddp_workbook.distributed.launch import STOPPING, Launch, LaunchError, torchrun
+from ddp_workbook.distributed.launch import STOPPING, Launch, LaunchError, torchrun, training_script
 from ddp_workbook.errors import InputError
 
 
@@ -124,3 +124,15 @@ def test_a_run_in_the_background_ends_with_python(tmp_path):
     pids = [int(word) for word in answer.stdout.split()[:2]]  # then it says that it stops them
     assert len(pids) == 2, answer.stderr
     assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+def test_an_installed_command_finds_the_script_of_the_current_folder(tmp_path, monkeypatch):
+    """Python looks in the current folder for scripts and for `python -m`, not for installed commands."""
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(ROOT))])
+    monkeypatch.delitem(sys.modules, "distributed_train", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"distributed_train\.py is not here; run this from the workbook's folder"):
+        training_script()
+    (tmp_path / "distributed_train.py").write_text("run = 'that of the current folder'")
+    assert training_script().run == "that of the current folder"
+    del sys.modules["distributed_train"]

@@ -20,7 +20,36 @@ time.sleep(60)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not enforce this limit")
+LAB = """
+import torch
+from ddp_workbook.course.memory_lab import data_bytes, limit_memory, start_threads
+from ddp_workbook.distributed.process_group import World
+from ddp_workbook.runs.stopping import exit_code_for
+
+start_threads()
+limit_memory(2**28, torch.device("cpu"))
+before = data_bytes()
+kept = torch.ones(2**25)  # half of what is allowed
+print(data_bytes() - before >= kept.nbytes, end=" ")
+try:
+    torch.ones(2**25)
+    torch.ones(2**26)
+except RuntimeError as error:
+    exit_code_for(error, "lab", World())
+"""
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not enforce this limit")
+
+
+@LINUX
+def test_under_the_limit_of_the_memory_lab_the_error_is_one_line(capsys):
+    lines = []
+    run_on_ranks(LAB, 1, lines.append)
+    assert len(lines) == 1 and lines[0].startswith(
+        "True lab: error: out of memory on rank 0, when it asked for 268435456"
+    )
+
+
+@LINUX
 def test_a_limit_on_the_memory_of_a_rank_is_an_error_like_others():
     with pytest.raises(LaunchError, match=r"(?s)^rank 1 failed:.*<cell>.*line 9.*can't allocate memory"):
         run_on_ranks(CELL, 2)

@@ -9,7 +9,15 @@ from torch import nn
 
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.devices import Precision
-from ddp_workbook.measurement.step_memory import activation_bytes, measure_sharding, predict_activations
+from ddp_workbook.measurement.step_memory import (
+    SHARDINGS,
+    activation_bytes,
+    measure_sharding,
+    measure_step,
+    predict_activations,
+    predict_step,
+    time_sharding,
+)
 from ddp_workbook.recipes import RECIPES
 from ddp_workbook.specs import MODELS
 from ddp_workbook.training.models import build_model
@@ -41,6 +49,25 @@ def test_activations_grow_with_the_images(name):
     predicted = predict_activations((4, measured[4]), (8, measured[8]), 16)
     assert predicted == pytest.approx(measured[16], rel=0.005)
     assert measured[16] > 1.9 * measured[8]
+
+
+def test_a_step_by_hand_and_by_its_prediction():
+    """An MLP of 784-512-256-128-10 with Adam: its state is two values for each parameter, and a step number each."""
+    config = replace(RECIPES["mlp-mnist"], batch_size=32)
+    parameters = 784 * 512 + 512 + 512 * 256 + 256 + 256 * 128 + 128 + 128 * 10 + 10
+    measured, predicted = measure_step(config), predict_step(config)
+    assert measured[:3] == (4 * parameters, 4 * parameters, 8 * parameters + 8 * 4)
+    assert predicted[:3] == (4 * parameters, 4 * parameters, 8 * parameters)
+    assert predicted.activations == pytest.approx(measured.activations, rel=0.005)
+    assert measured.total == sum(measured)
+
+
+@pytest.mark.skipif(not IN_FULL, reason="for labs/04_memory.ipynb: with FAULTS=full")
+def test_each_way_of_sharding_is_timed_in_each_round():
+    config = replace(RECIPES["mlp-digits"], batch_size=8, device="cpu")
+    seconds = time_sharding(config, ranks=2, rounds=3, steps=2)
+    assert {shard: len(values) for shard, values in seconds.items()} == dict.fromkeys(SHARDINGS, 3)
+    assert all(value > 0 for values in seconds.values() for value in values)
 
 
 @pytest.mark.skipif(not IN_FULL, reason="for bench/sharding.py: with FAULTS=full")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import ROOT, make_data
 from helper_interrupted_runs import (
     CPU,
@@ -186,6 +187,32 @@ def test_how_each_end_is_reported(error, code, line, capsys, monkeypatch):
     assert exit_code_for(error, "script", World(rank=2)) == code  # the first rank of another machine does not wait
     assert capsys.readouterr().err == (line if code == 2 else "")
     assert len(waits) == (code == 2)
+
+
+def test_memory_that_torch_does_not_get_is_one_line(capsys):
+    """An exbibyte, which no machine has."""
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(2**58)
+    assert exit_code_for(refused.value, "script", World(rank=2)) == 2
+    assert capsys.readouterr().err.startswith(
+        "script: error: out of memory on rank 2, when it asked for 1152921504606846976"
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of ..."),
+        RuntimeError("MPS backend out of memory (MPS allocated: ...). Tried to allocate 20.00 MiB on private pool."),
+        RuntimeError("could not create a memory object"),
+        MemoryError(),
+    ],
+)
+def test_so_is_memory_that_others_do_not_get(error, capsys):
+    assert exit_code_for(error, "script", World()) == 2
+    more = ", when it asked for 20.00 MiB more" if "20.00" in str(error) else ""
+    advice = "use a smaller --batch-size with more --grad-accum-steps, or more processes with --shard full"
+    assert capsys.readouterr().err == f"script: error: out of memory on rank 0{more}; {advice}\n"
 
 
 def test_other_errors_keep_their_traceback(capsys):
