@@ -40,7 +40,7 @@ class Unsharded:
     """The net's copy and its optimizer."""
 
     def __init__(self, case: Case, net: nn.Module) -> None:
-        self.case, self.net = case, copy.deepcopy(net)
+        self.net = copy.deepcopy(net)
         self.optimizer = case.cls(case.arrange(self.net), **case.options)
 
     def step(self, gradients: Sequence[Tensor]) -> None:
@@ -87,4 +87,4 @@ MISTAKES: dict[str, tuple[Callable[[Optimizer], None], str]] = {
     "groups-lost": (_in_one_group, "the new weights are those of one group with the common options. Some parameters "
                                    "have a weight_decay of their own"),
 }  # fmt: skip
-"""Changes of an optimizer before its step."""
+"""By diagnosis: what, done to the optimizer before its step, gives the same new weights; and how to say it."""
