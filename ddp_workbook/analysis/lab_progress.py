@@ -66,6 +66,6 @@ def rows(record: LabsRecord) -> list[Row]:
 
 
 def count_solved(board: list[Row]) -> str:
-    """'3 of 14 solved, 1 given up'."""
+    """'3 of 15 solved, 1 given up'."""
     solved, given_up = (sum(each.state == state for each in board) for state in ("solved", "gave up"))
     return f"{solved} of {len(board)} solved" + (f", {given_up} given up" if given_up else "")

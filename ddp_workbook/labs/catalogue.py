@@ -19,6 +19,7 @@ from ddp_workbook.labs.checks import (
     ring_all_reduce,
     schedule,
     shard,
+    sharded_optimizer,
     shift,
     start_alike,
     token_mean,
@@ -40,6 +41,7 @@ LABS: tuple[Lab, ...] = (
     checkpoint.LAB,
     elastic.LAB,
     capstone.LAB,
+    sharded_optimizer.LAB,
 )
 FOLDER = Path(__file__).parent / "tasks"
 

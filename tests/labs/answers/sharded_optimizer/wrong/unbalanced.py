@@ -1,0 +1,28 @@
+"""Tensors in turns: on two ranks, weights to one and biases to the other."""
+
+import torch
+import torch.distributed as dist
+
+
+class ShardedOptimizer:
+    def __init__(self, params, cls, **kw):
+        self.param_groups = cls(params, **kw).param_groups  # that optimizer never takes a step, so it has no state
+        trained = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+        self.owners = {p: number % dist.get_world_size() for number, p in enumerate(trained)}
+        self.own = cls([{**group, "params": self._mine(group["params"])} for group in self.param_groups], **kw)
+
+    def _mine(self, params):
+        return [p for p in params if self.owners.get(p) == dist.get_rank()]
+
+    @torch.no_grad()
+    def step(self):
+        for group, own in zip(self.param_groups, self.own.param_groups, strict=True):
+            own.update({option: value for option, value in group.items() if option != "params"})
+        self.own.step()
+        for p, owner in self.owners.items():
+            dist.broadcast(p, owner)
+
+    def zero_grad(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
