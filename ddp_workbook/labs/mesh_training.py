@@ -33,7 +33,7 @@ from ddp_workbook.training.state import build_state
 from ddp_workbook.training.tensor_parallel import average_gradients, gather_weights, split_layers
 
 DATA, TENSOR = 2, 2  # ranks in each dimension; rank = TENSOR * (place in data) + (place in tensor)
-EPOCHS = 2
+EPOCHS = 1
 CONFIG = replace(serial_recipe("vit-digits"), epochs=EPOCHS, augment=False, precision="fp32", device="cpu")
 """The recipe's serial run, but without crops, which each rank would draw for itself."""
 SECONDS = 300

@@ -34,12 +34,12 @@ def workbook(tmp_path_factory):
     """A folder in which the notebooks think that they are at home."""
     folder = tmp_path_factory.mktemp("workbook")
     (folder / "labs").mkdir()
-    (folder / "distributed_train.py").touch()
+    shutil.copy(ROOT / "distributed_train.py", folder)
     return folder
 
 
 def run(notebook, folder):
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder / "labs")}}).execute()
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder / "labs")}}).execute()
     return lab_cells(notebook)
 
 
@@ -64,6 +64,8 @@ def test_with_right_answers_every_lab_is_solved(name, workbook):
     notebook = read(name)
     for lab, cell in lab_cells(notebook).items():
         cell.source = f"%%lab {lab}\n{catalogue.solution(catalogue.find(lab))}"
+    others = ("%load_ext", "status()")
+    notebook.cells = [cell for cell in notebook.cells if MAGIC.match(cell.source) or cell.source.startswith(others)]
     cells = run(notebook, workbook)
     assert cells and all(printed(cell).startswith(f"{lab}: solved (") for lab, cell in cells.items())
     assert "stood in for" not in "".join(map(printed, cells.values()))
