@@ -165,45 +165,37 @@ def _train(
     return max(seconds for seconds, _ in answers), [sum(values) / len(values) for values in losses]
 
 
-def measure(
-    config: TrainConfig,
-    process_counts: Sequence[int],
-    rounds: int,
-    steps: int | None,
-    scaling: str = "strong",
-    earlier: BenchmarkRecord | None = None,
-    on_part: Callable[[str, float], None] = lambda *_: None,
-    on_round: Callable[[BenchmarkRecord], None] = lambda _: None,
-) -> BenchmarkRecord:
-    """Train every configuration `rounds` times from new weights, all in turns: `steps` steps, or None: config.epochs.
-
-    Whole trainings take turns epoch by epoch and end with a test. `on_part(name, images per second)` is called after
-    every part, `on_round(record)` after each round; `earlier` is such a record to continue.
-    """
-    begun = earlier or empty_record(config, process_counts, steps, scaling)
-    return measure_together([begun], rounds, on_part, lambda records: on_round(records[0]))[0]
-
-
 def measure_together(
     records: Sequence[BenchmarkRecord],
     rounds: int,
     on_part: Callable[[str, float], None] = lambda *_: None,
     on_round: Callable[[list[BenchmarkRecord]], None] = lambda _: None,
 ) -> list[BenchmarkRecord]:
-    """Continue several benchmarks of one network to `rounds` rounds, all their configurations in turns, as measure().
+    """Continue benchmarks of one network to `rounds` rounds; all their configurations take turns.
 
-    Where they share a configuration, such as a serial baseline, it trains once in a round and counts in each. Each
-    round has new processes: how fast they are also differs from launch to launch, and intervals must contain that.
+    In a round every configuration trains from new weights: the record's steps, or its config's epochs. Whole trainings
+    take turns epoch by epoch and end with a test. Where the benchmarks share a configuration, such as a serial
+    baseline, it trains once in a round and counts in each. With new_processes each round has processes of its own: how
+    fast they are also differs from launch to launch. `on_part(name, images per second)` is called after every part,
+    `on_round(records)` after each round.
     """
     require_rounds(rounds)
-    records = list(records)
-    for number in range(records[0].rounds, rounds):
-        with worker_pools(records[0].config, [each for record in records for each in record.configurations]) as pools:
-            for record, each in _distinct(records).values():
-                _train(pools, record, each, WARM_UP_STEPS, None)
-            records = _add_round(records, pools, number, on_part)
-        on_round(records)
+    records, left = list(records), range(records[0].rounds, rounds)
+    for numbers in [[number] for number in left] if records[0].new_processes else [left]:
+        with _warmed_up_pools(records) as pools:
+            for number in numbers:
+                records = _add_round(records, pools, number, on_part)
+                on_round(records)
     return records
+
+
+@contextmanager
+def _warmed_up_pools(records: Sequence[BenchmarkRecord]) -> Iterator[Pools]:
+    """The pools of all configurations, each of which has taken its first steps."""
+    with worker_pools(records[0].config, [each for record in records for each in record.configurations]) as pools:
+        for record, each in _distinct(records).values():
+            _train(pools, record, each, WARM_UP_STEPS, None)
+        yield pools
 
 
 def _key(record: BenchmarkRecord, each: Configuration) -> tuple:
@@ -263,9 +255,9 @@ def _longer(each: Configuration, images: int, rate: float, losses: list[float], 
 
 
 def empty_record(
-    config: TrainConfig, process_counts: Sequence[int], steps: int | None, scaling: str
+    config: TrainConfig, process_counts: Sequence[int], steps: int | None, scaling: str, new_processes: bool = False
 ) -> BenchmarkRecord:
-    """A record without rounds."""
+    """A record without rounds. `new_processes`: each round is to have its own, which takes longer."""
     device = devices.choose_device(config.device, max(process_counts))
     return BenchmarkRecord(
         recipe=config.recipe,
@@ -274,7 +266,7 @@ def empty_record(
         precision=devices.choose_precision(config.precision, device),
         scaling=scaling,
         steps=steps,
-        new_processes=True,
+        new_processes=new_processes,
         configurations=plan_configurations(config, process_counts, scaling),
     )
 

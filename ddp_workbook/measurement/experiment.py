@@ -19,7 +19,7 @@ from ddp_workbook.distributed.comm_hooks import check_comm_hook
 from ddp_workbook.distributed.process_group import World
 from ddp_workbook.errors import InputError
 from ddp_workbook.measurement.alone import measuring_alone
-from ddp_workbook.measurement.benchmark import empty_record, measure, require_rounds
+from ddp_workbook.measurement.benchmark import empty_record, measure_together, require_rounds
 from ddp_workbook.records.files import load_record, require_writable, save_record
 from ddp_workbook.records.timing import BenchmarkRecord, Configuration, PerformanceMetrics, ProcessCountMetrics
 from ddp_workbook.training.progress import seconds_left
@@ -50,7 +50,7 @@ def run_experiment(
     device = choose_device(config.device, max(counts))
     config = replace(config, device=device.type)  # the same kind for all configurations
     check_comm_hook(config.comm_hook, device, World(size=max(counts), local_size=max(counts)))
-    empty = empty_record(config, counts, steps, scaling)
+    empty = empty_record(config, counts, steps, scaling, new_processes=True)
     continues = (output_dir / SERIAL).exists()
     if continues:
         require_same(load_experiment(output_dir), empty, output_dir)
@@ -93,13 +93,13 @@ def _measure_rounds(
         done.append(time.perf_counter())
         report(f"{name:<52} {rate:7.0f} images/s   {_time_left(done, parts)}")
 
-    def on_round(record: BenchmarkRecord) -> None:
+    def on_round(records: list[BenchmarkRecord]) -> None:
+        [record] = records
         save_experiment(record, folder)
         report(f"round {record.rounds}/{rounds} is in {folder}")
 
-    counts = [configuration.processes for configuration in empty.by_role("distributed")]
     try:
-        return measure(empty.config, counts, rounds, empty.steps, empty.scaling, earlier, on_part, on_round)
+        return measure_together([earlier or empty], rounds, on_part, on_round)[0]
     except KeyboardInterrupt as stop:
         begun = (folder / SERIAL).exists()
         again = f"stopped; to continue: the same command with --output-dir {folder}"

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import psutil
@@ -16,6 +17,7 @@ from helper_records import make_benchmark
 from ddp_workbook.course.notebook import latest_experiment
 from ddp_workbook.devices import physical_cores
 from ddp_workbook.errors import InputError
+from ddp_workbook.measurement import benchmark
 from ddp_workbook.measurement.benchmark import empty_record, measure_together
 from ddp_workbook.measurement.experiment import describe, load_experiment, metrics, run_experiment, save_experiment
 from ddp_workbook.recipes import RECIPES
@@ -146,6 +148,23 @@ def test_the_metrics_in_words():
         "0.90 [0.90, 0.90] x 1 process, 2 threads",
         "0.75 [0.75, 0.75] of the rate without communication",
     ]
+
+
+@pytest.mark.parametrize(("new_processes", "starts"), [(True, 3), (False, 1)])
+def test_each_round_has_its_own_processes_where_that_is_asked_for(new_processes, starts, monkeypatch):
+    started, record = [], make_benchmark().model_copy(update={"new_processes": new_processes})
+
+    def add_round(records, *_):
+        longer = [
+            each.model_copy(update={"images_per_second": [*each.images_per_second, 1.0]})
+            for each in records[0].configurations
+        ]
+        return [records[0].model_copy(update={"configurations": longer})]
+
+    monkeypatch.setattr(benchmark, "_warmed_up_pools", lambda records: nullcontext(started.append(records[0].rounds)))
+    monkeypatch.setattr(benchmark, "_add_round", add_round)
+    [after] = measure_together([record], record.rounds + 3)
+    assert (after.rounds, len(started)) == (record.rounds + 3, starts)
 
 
 def test_after_a_stop_between_two_files_the_common_rounds_count(tmp_path):
