@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
@@ -61,22 +62,22 @@ def memory_by_ranks(title: str, measured: Measured, parameters: int, copies: int
 def step_bars(rows: Mapping[str, tuple[StepBytes, StepBytes]]) -> Figure:
     """Where the bytes of a step are, for each network: a bar of what was measured above a bar of what was predicted.
 
-    rows: (measured, predicted) by a label with the network and its batch size.
+    rows: (measured, predicted) by a label with the network and its batch size. Bars are shares of what was measured.
     """
-    figure, [[ax]] = new_figure(1, 1, height=0.7 + 0.52 * len(rows))
+    figure, [[ax]] = new_figure(1, 1, height=0.9 + 0.5 * len(rows))
     for place, pair in enumerate(reversed(rows.values())):
         for each, offset, hatch in zip(pair, (0.19, -0.19), (None, "////"), strict=True):
             left = 0.0
             for name, size in each._asdict().items():
                 label = name if place == 0 and hatch is None else None
                 style = {"color": STEP_PARTS[name], "hatch": hatch, "edgecolor": "white", "linewidth": 0.5}
-                ax.barh(place + offset, size / MIB, 0.36, left / MIB, label=label, **style)
-                left += size
-            ax.text(left / MIB, place + offset, f" {left / MIB:,.0f}", va="center", fontsize=7)
+                ax.barh(place + offset, 100 * size / pair[0].total, 0.36, left, label=label, **style)
+                left += 100 * size / pair[0].total
+            ax.text(left, place + offset, f" {each.total / MIB:,.0f} MiB", va="center", fontsize=7)
     ax.set_yticks(range(len(rows)), [*reversed(rows)])
-    ax.set(xlabel="memory of a training step on one process (MiB); hatched: predicted")
+    ax.set(xlabel="share of a training step's memory on one process (%); hatched: predicted", xlim=(0, 115))
+    ax.set_xticks(range(0, 101, 20))
     ax.grid(visible=False, axis="y")
-    ax.margins(x=0.08)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=len(STEP_PARTS))
     shares = {name: measured.activations / measured.total for name, (measured, _) in rows.items()}
     least, most = min(shares, key=shares.get), max(shares, key=shares.get)
@@ -84,7 +85,8 @@ def step_bars(rows: Mapping[str, tuple[StepBytes, StepBytes]]) -> Figure:
     worst = max(abs(predicted.total / measured.total - 1) for measured, predicted in rows.values())
     finding = f"activations take from {low} of a step's memory ({least.partition(',')[0]})"
     finding += f" to {high} ({most.partition(',')[0]})"
-    set_finding(figure, f"{finding}; predictions are off by at most {percent(worst, '.2f')}")
+    at_most = max(math.ceil(round(1e4 * worst, 6)), 1) / 1e4
+    set_finding(figure, f"{finding}; predictions are off by at most {percent(at_most, '.2f')}")
     return figure
 
 

@@ -199,8 +199,9 @@ def test_memory_is_drawn_as_measured():
 def test_the_bytes_of_a_step_are_bars_in_a_row():
     figure = plots_memory.step_bars(STEPS_IN_MEMORY)
     ends = [round(patch.get_x() + patch.get_width(), 3) for patch in figure.axes[0].patches]
-    another, model = [1, 2, 3, 30], [4, 8, 16, 32]
-    assert ends == [*another, *another, *model, 4, 8, 16, 33.6]
+    another, model = [3.333, 6.667, 10, 100], [12.5, 25, 50, 100]
+    assert ends == [*another, *another, *model, 12.5, 25, 50, 105]
+    assert [text.get_text() for text in figure.axes[0].texts] == [" 30 MiB", " 30 MiB", " 32 MiB", " 34 MiB"]
     shares = "activations take from 50 % of a step's memory (A model) to 90 % (Another one)"
     assert finding(figure) == f"{shares}; predictions are off by at most 5.00 %"
 

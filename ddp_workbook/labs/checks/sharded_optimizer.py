@@ -94,8 +94,10 @@ def _train(rank: Rank, net: nn.Module, case: Case) -> int:
         ours.step()
         sent = rank.ledger.take()
         _compare_weights(rank, net, serial, watched.alive, sent)
-        for group in [*ours.param_groups, *serial.optimizer.param_groups]:
-            group["lr"] *= case.decay
+        if case.decay:
+            for group in [*ours.param_groups, *serial.optimizer.param_groups]:  # as schedulers do
+                group["lr"] *= case.decay
+                group["weight_decay"] /= case.decay
     rank.ledger.phase = f"{case.words}: the weights are right"
     _compare_state(rank, watched.alive, serial.optimizer)
     _compare_traffic(rank, sent, net)
@@ -221,7 +223,7 @@ def _compare_state(rank: Rank, alive: Iterable[Optimizer], plain: Optimizer) -> 
             "unbalanced",
             f"{words}, but rank {number} keeps {kept[number] / total:.0%} of the bytes of the state. The most is "
             f"{most / total:.0%}: 1/{rank.size} and that of the largest parameter. Do you share out tensors or bytes, "
-            f"and does each parameter that you count have state?",
+            f"and does each parameter that you count have state? A frozen one has none",
         )
 
 

@@ -22,8 +22,8 @@ class Case:
     options: dict
     arrange: Callable[[nn.Module], Iterable]
     """A net's parameters, or groups of them."""
-    decay: float = 1.0
-    """Of the learning rate, after each step."""
+    decay: float | None = None
+    """Of the learning rate after each step; weight decay grows as it falls. None: both stay."""
 
 
 def trained(params: Iterable[Tensor]) -> list[Tensor]:
@@ -69,9 +69,15 @@ def _without_state(optimizer: Optimizer) -> None:
     optimizer.state.clear()
 
 
-def _with_first_rate(optimizer: Optimizer) -> None:
+def _with_first_options(optimizer: Optimizer) -> None:
+    _with_first_decay(optimizer)
     for group in optimizer.param_groups:
         group["lr"] = optimizer.defaults["lr"]
+
+
+def _with_first_decay(optimizer: Optimizer) -> None:
+    for group in optimizer.param_groups:
+        group["weight_decay"] = optimizer.defaults["weight_decay"] if group["weight_decay"] else 0.0
 
 
 def _in_one_group(optimizer: Optimizer) -> None:
@@ -82,8 +88,10 @@ def _in_one_group(optimizer: Optimizer) -> None:
 MISTAKES: dict[str, tuple[Callable[[Optimizer], None], str]] = {
     "state-anew": (_without_state, "the new weights are those of an optimizer that has just begun. Where is its state "
                                    "of the step before?"),
-    "old-rate": (_with_first_rate, "the new weights are those of the learning rate at the start. A scheduler has "
+    "old-rate": (_with_first_options, "the new weights are those of the learning rate at the start. A scheduler has "
                                    "changed group['lr'] in param_groups since then"),
+    "old-decay": (_with_first_decay, "the new weights are those of the weight_decay at the start. In param_groups "
+                                     "other options than lr can be changed too"),
     "groups-lost": (_in_one_group, "the new weights are those of one group with the common options. Some parameters "
                                    "have a weight_decay of their own"),
 }  # fmt: skip

@@ -15,7 +15,8 @@ class ShardedOptimizer:
 
         A rank keeps at most 1/N of the bytes of all state, and the state of the largest parameter besides. There may be
         fewer parameters than ranks. self.param_groups is as in a plain optimizer, the same on every rank: the groups,
-        with all of their parameters and options. A scheduler changes group["lr"] there between two steps.
+        with all of their parameters and options. Between two steps options may be changed there, as schedulers do:
+        group["lr"], or group["weight_decay"].
         """
         raise NotImplementedError
 

@@ -30,7 +30,7 @@ class ShardedOptimizer:
 
     def step(self):
         for optimizer, group in zip(self.optimizers, self.groups, strict=True):
-            optimizer.param_groups[0]["lr"] = group["lr"]
+            optimizer.param_groups[0].update({key: value for key, value in group.items() if key != "params"})
             optimizer.step()
         with torch.no_grad():
             piece = torch.zeros(self.length)
