@@ -17,7 +17,7 @@ run: $(READY)
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # Every answer to every lab, right and wrong; the lab notebooks; a lab in JupyterLab. LAB_TRIES=20 for 20 times each.
 test-labs: $(READY)

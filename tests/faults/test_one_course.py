@@ -58,7 +58,7 @@ def test_course_and_benchmark_do_not_disturb_each_others_timings(tmp_path):
 
 def test_a_second_benchmark_is_refused_whether_new_or_continued(tmp_path):
     folder = tmp_path / "experiment_1"
-    first = experiment.empty_record(CONFIG, [2], 3, "strong")
+    first = experiment.empty_record(CONFIG, [2], 3, "strong", new_processes=True)
     rounds = [
         each.model_copy(update={"images_per_second": [1.0] * 2, "losses": [[1.0]] * 2}) for each in first.configurations
     ]
@@ -83,7 +83,7 @@ def test_a_benchmark_stopped_in_its_first_round_leaves_no_folder(tmp_path, monke
     def stopped(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "measure", stopped)
+    monkeypatch.setattr(experiment, "measure_together", stopped)
     with pytest.raises(KeyboardInterrupt, match="stopped in round 1"):
         bench(tmp_path)
     assert not list(tmp_path.glob("experiment_*"))

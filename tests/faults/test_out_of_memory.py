@@ -32,7 +32,7 @@ before = data_bytes()
 kept = torch.ones(2**25)  # half of what is allowed
 print(data_bytes() - before >= kept.nbytes, end=" ")
 try:
-    torch.ones(2**25)
+    torch.ones(2**24)
     torch.ones(2**26)
 except RuntimeError as error:
     exit_code_for(error, "lab", World())
