@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
@@ -51,15 +52,20 @@ def _bytes_after_steps(worker: Worker, config: TrainConfig) -> RankBytes:
 def time_sharding(config: TrainConfig, ranks: int, rounds: int, steps: int) -> dict[Shard, list[float]]:
     """Seconds of a step for each way of sharding, one value per round; in a round each way takes its turn.
 
-    Every process has the configuration's batch size, and its share of the cores.
+    Every process has the configuration's batch size, and its share of the cores. Each way has processes of its own,
+    since fully sharded ones use memory in another way (devices.return_freed_memory).
     """
     seconds: dict[Shard, list[float]] = {shard: [] for shard in SHARDINGS}
     threads = choose_threads(config.threads, ranks)
-    with WorkerPool(f"{ranks} ranks", config, ranks, threads) as pool:
+    with ExitStack() as stack:
+        pools = {
+            shard: stack.enter_context(WorkerPool(f"{ranks} ranks, {shard}", config, ranks, threads))
+            for shard in SHARDINGS
+        }
         for number in range(-1, rounds):  # the first round, -1, is a warm-up
             for turn in range(len(SHARDINGS)):
                 shard = SHARDINGS[(number + turn) % len(SHARDINGS)]  # no way always goes first
-                of_ranks = pool.call(time_training, replace(config, shard=shard), True, steps, None)
+                of_ranks = pools[shard].call(time_training, replace(config, shard=shard), True, steps, None)
                 if number >= 0:
                     seconds[shard].append(max(taken for taken, _ in of_ranks) / steps)
     return seconds

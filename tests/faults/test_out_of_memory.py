@@ -1,5 +1,6 @@
 """A rank without memory. One that the system kills for it looks like every rank that gets SIGKILL: test_ranks.py."""
 
+import platform
 import sys
 
 import pytest
@@ -37,6 +38,23 @@ try:
 except RuntimeError as error:
     exit_code_for(error, "lab", World())
 """
+FREED = """
+import torch
+from ddp_workbook.course.memory_lab import data_bytes
+from ddp_workbook.devices import return_freed_memory
+
+def left_over():
+    before = data_bytes()
+    pairs = [(torch.ones(2**20), torch.ones(2**15)) for _ in range(16)]
+    small = [second for _, second in pairs]
+    del pairs
+    return data_bytes() - before
+
+torch.ones(2**22)  # from now on glibc keeps pieces of this size
+kept = left_over()
+return_freed_memory()
+print(kept > 2**25, left_over() < 2**22)
+"""
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not enforce this limit")
 
 
@@ -47,6 +65,14 @@ def test_under_the_limit_of_the_memory_lab_the_error_is_one_line(capsys):
     assert len(lines) == 1 and lines[0].startswith(
         "True lab: error: out of memory on rank 0, when it asked for 268435456"
     )
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's allocator")
+def test_freed_memory_goes_back_to_the_system():
+    """16 tensors of 4 MiB with small ones between them, so that what is freed is not in one piece."""
+    lines = []
+    run_on_ranks(FREED, 1, lines.append)
+    assert lines == ["True True"]
 
 
 @LINUX

@@ -1,4 +1,4 @@
-"""L15: an optimizer whose state is shared out among the ranks, as in stage 1 of ZeRO (Rajbhandari et al. 2020)."""
+"""L15: an optimizer whose state is split over the ranks, as in stage 1 of ZeRO (Rajbhandari et al. 2020)."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def _compare_state(rank: Rank, alive: Iterable[Optimizer], plain: Optimizer) -> 
         raise Wrong(
             "unbalanced",
             f"{words}, but rank {number} keeps {kept[number] / total:.0%} of the bytes of the state. The most is "
-            f"{most / total:.0%}: 1/{rank.size} and that of the largest parameter. Do you share out tensors or bytes, "
+            f"{most / total:.0%}: 1/{rank.size} and that of the largest parameter. Do you split by tensors or bytes, "
             f"and does each parameter that you count have state? A frozen one has none",
         )
 
@@ -263,7 +263,7 @@ def _compare_traffic(rank: Rank, sent: Sequence[Entry], net: nn.Module) -> None:
 LAB = Lab(
     number=15,
     name="sharded_optimizer",
-    title="Share out the optimizer's state",
+    title="Split the optimizer's state",
     minutes=45,
     difficulty=2,
     defines=("ShardedOptimizer",),

@@ -86,7 +86,7 @@ def _in_one_group(optimizer: Optimizer) -> None:
 
 
 MISTAKES: dict[str, tuple[Callable[[Optimizer], None], str]] = {
-    "state-anew": (_without_state, "the new weights are those of an optimizer that has just begun. Where is its state "
+    "state-lost": (_without_state, "the new weights are those of an optimizer in its first step. Where is its state "
                                    "of the step before?"),
     "old-rate": (_with_first_options, "the new weights are those of the learning rate at the start. A scheduler has "
                                    "changed group['lr'] in param_groups since then"),

@@ -1,5 +1,5 @@
 class ShardedOptimizer:
-    """An optimizer whose state is shared out among the ranks: stage 1 of ZeRO.
+    """An optimizer whose state is split over the ranks: stage 1 of ZeRO.
 
     Every parameter that is not frozen has one owner, a rank. Only the owner keeps the optimizer's state for it and
     computes its new value, which then goes to the other ranks. Each training step is: optimizer.zero_grad(),

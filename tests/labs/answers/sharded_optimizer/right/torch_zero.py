@@ -1,4 +1,4 @@
-"""PyTorch's own, without the frozen parameters, which it would share out like the others."""
+"""PyTorch's own, without the frozen parameters, which it would split like the others."""
 
 from torch.distributed.optim import ZeroRedundancyOptimizer
 

@@ -1,4 +1,4 @@
-"""PyTorch's own: the frozen parameters, which have no state, are shared out like the others."""
+"""PyTorch's own: the frozen parameters, which have no state, are split like the others."""
 
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
