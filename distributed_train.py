@@ -30,7 +30,7 @@ from pathlib import Path
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from ddp_workbook.config import CheckpointOptions, TrainConfig
-from ddp_workbook.devices import choose_backend, choose_device, choose_precision, set_threads
+from ddp_workbook.devices import choose_backend, choose_device, choose_precision, prepare_cpu
 from ddp_workbook.distributed.agent import end_with_torchrun
 from ddp_workbook.distributed.agreement import facts_asked, facts_found, require_agreement
 from ddp_workbook.distributed.collectives import from_main, refused_together
@@ -60,7 +60,7 @@ def run(config: TrainConfig, options: CheckpointOptions, world: World, callbacks
     # 1. The machine: each process takes its device and its share of the cores.
     device = choose_device(config.device, world.size, world.local_rank)
     backend = choose_backend(config.backend, device, world.local_size)  # NEW: the library that sends the gradients
-    set_threads(config, world.local_size)
+    prepare_cpu(config, world.local_size)
 
     with ExitStack() as held:  # the lock, from when the data are loaded until the figure is drawn
         with process_group(world, backend, device):  # NEW: the ranks meet

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from ddp_workbook.analysis.speedup import speedup
 from ddp_workbook.analysis.statistics import median_interval
-from ddp_workbook.devices import choose_device, describe_environment, set_threads, synchronize
+from ddp_workbook.devices import choose_device, describe_environment, prepare_cpu, synchronize
 from ddp_workbook.distributed.process_group import World
 from ddp_workbook.recipes import DEFAULT, get_recipe
 from ddp_workbook.training.datasets import load_dataset
@@ -51,7 +51,7 @@ class ShortLoader(TrainLoader):
 def main(options: Options) -> None:
     config = replace(get_recipe(options.recipe), data_dir=options.data_dir)
     device = choose_device(config.device)
-    threads = set_threads(config, local_processes=1)
+    threads = prepare_cpu(config, local_processes=1)
     data = load_dataset(config)
     loader = ShortLoader(data, config, World(), device).shorten(options.steps)
     state = build_state(config, data, World(), device)

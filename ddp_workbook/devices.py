@@ -18,7 +18,7 @@ from ddp_workbook.config import TrainConfig
 from ddp_workbook.errors import InputError
 from ddp_workbook.records.run import Environment
 
-GLIBC_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD in malloc.h
+GLIBC_TRIM_THRESHOLD, GLIBC_MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in malloc.h
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -123,11 +123,37 @@ def choose_threads(asked: int, local_processes: int) -> int:
     return asked or max(1, available_cores() // local_processes)
 
 
-def set_threads(config: TrainConfig, local_processes: int) -> int:
-    """Set the number of CPU threads of this process, and return it."""
+def prepare_cpu(config: TrainConfig, local_processes: int) -> int:
+    """Set how this process uses the CPU: its threads, whose number is returned, and what becomes of freed memory."""
+    (return_freed_memory if config.shard == "full" else keep_freed_memory)()
     threads = choose_threads(config.threads, local_processes)
     torch.set_num_threads(threads)
     return threads
+
+
+def keep_freed_memory() -> None:
+    """From now on glibc keeps what tensors free, for the next step, which asks for as much again.
+
+    By default it gives most of it back to the system, which clears all pages before it hands them out the next time: a
+    tenth of the time of a ResNet-50's step (bench/README.md). With other C libraries this does nothing.
+    """
+    _mallopt(GLIBC_MMAP_THRESHOLD, 2**30)
+    _mallopt(GLIBC_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def return_freed_memory() -> None:
+    """From now on glibc gives freed tensors of 1 MiB and more back to the system at once.
+
+    Pieces that it keeps fall apart: a sharded ResNet-50, whose blocks are gathered and freed in each step, then takes
+    more memory than the whole one (bench/README.md). With other C libraries this does nothing.
+    """
+    _mallopt(GLIBC_MMAP_THRESHOLD, 2**20)
+    _mallopt(GLIBC_TRIM_THRESHOLD, 2**20)
+
+
+def _mallopt(option: int, value: int) -> None:
+    with suppress(OSError, AttributeError, TypeError):  # Windows, macOS, musl
+        ctypes.CDLL(None).mallopt(option, value)
 
 
 def synchronize(device: torch.device) -> None:
@@ -144,16 +170,6 @@ def peak_memory_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes
-
-
-def return_freed_memory() -> None:
-    """From now on glibc gives freed tensors of 1 MiB and more back to the system at once.
-
-    By default it keeps pieces of up to 32 MiB, which fall apart: a sharded ResNet-50, whose blocks are gathered and
-    freed in each step, then takes more memory than the whole one (bench/README.md). Elsewhere this does nothing.
-    """
-    with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(GLIBC_MMAP_THRESHOLD, 2**20)
 
 
 def accelerator_peak_bytes(device: torch.device) -> int | None:

@@ -108,7 +108,7 @@ def test_each_process_gets_its_share_of_the_cores(monkeypatch):
     assert [devices.choose_threads(0, n) for n in (1, 2, 3, 8, 16)] == [8, 4, 2, 1, 1]
     assert devices.choose_threads(5, 2) == 5
     before = torch.get_num_threads()
-    assert devices.set_threads(TrainConfig(threads=1), 1) == torch.get_num_threads() == 1
+    assert devices.prepare_cpu(TrainConfig(threads=1), 1) == torch.get_num_threads() == 1
     torch.set_num_threads(before)
 
 

@@ -11,7 +11,7 @@ import torch
 from common import Stopwatch, read_options
 
 from ddp_workbook.config import TrainConfig
-from ddp_workbook.devices import set_threads
+from ddp_workbook.devices import prepare_cpu
 from ddp_workbook.distributed.process_group import World, process_group, read_world
 from ddp_workbook.training.datasets import Dataset, ImageSet, load_dataset
 from ddp_workbook.training.loader import TrainLoader
@@ -50,7 +50,7 @@ def first(images: ImageSet, count: int) -> ImageSet:
 def main() -> None:
     options, watch, world = read_options(), Stopwatch(), read_world()
     config = replace(options.config, comm_hook="shared-memory" if world.launched else "allreduce")
-    set_threads(config, world.local_size)
+    prepare_cpu(config, world.local_size)
     all_images = load_dataset(config)
     data = replace(
         all_images,

@@ -19,7 +19,7 @@ from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from ddp_workbook.config import TrainConfig
-from ddp_workbook.devices import choose_device, return_freed_memory, set_threads
+from ddp_workbook.devices import choose_device, prepare_cpu
 from ddp_workbook.distributed.agent import end_with_torchrun
 from ddp_workbook.distributed.launch import show, torchrun, training_script
 from ddp_workbook.distributed.process_group import leave_group, read_world
@@ -86,10 +86,9 @@ def main() -> None:
     world = read_world()
     end_with_torchrun(world)
     try:
-        set_threads(config, world.local_size)
+        prepare_cpu(config, world.local_size)
         start_threads()
         load_dataset(config)  # so that the libraries that read it do not count
-        return_freed_memory()
         limit_memory(int(limit), choose_device(config.device, world.size, world.local_rank))
         training_script().run(config, options, world)
         return

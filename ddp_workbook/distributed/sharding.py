@@ -20,7 +20,6 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ddp_workbook.config import TrainConfig
-from ddp_workbook.devices import return_freed_memory
 from ddp_workbook.distributed.process_group import World
 from ddp_workbook.errors import InputError
 
@@ -100,8 +99,6 @@ def shard_model(model: nn.Module, device: torch.device) -> nn.Module:
     fully_shard takes contiguous parameters only, so convolutions lose channels-last order in their weights.
     """
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)  # changed in place: never
-    if device.type == "cpu":
-        return_freed_memory()
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     model.to(memory_format=torch.contiguous_format)
     for block in blocks(model):

@@ -31,7 +31,7 @@ MOST_LOSSES = 200  # kept of each training
 def probe(config: TrainConfig, device: torch.device) -> tuple[Interval, Interval]:
     """Images per second of the recipe's network, training and testing random images: median, slowest, fastest step."""
     precision = devices.Precision.of(config, device)
-    devices.set_threads(config, local_processes=1)
+    devices.prepare_cpu(config, local_processes=1)
     model = build_model(config, classes=10).to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(model, config, processes=1)
     batch_size, size = config.batch_size, config.image_size

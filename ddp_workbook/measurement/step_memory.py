@@ -53,13 +53,15 @@ def time_sharding(config: TrainConfig, ranks: int, rounds: int, steps: int) -> d
     """Seconds of a step for each way of sharding, one value per round; in a round each way takes its turn.
 
     Every process has the configuration's batch size, and its share of the cores. Each way has processes of its own,
-    since fully sharded ones use memory in another way (devices.return_freed_memory).
+    since fully sharded ones use memory in another way (devices.prepare_cpu).
     """
     seconds: dict[Shard, list[float]] = {shard: [] for shard in SHARDINGS}
     threads = choose_threads(config.threads, ranks)
     with ExitStack() as stack:
         pools = {
-            shard: stack.enter_context(WorkerPool(f"{ranks} ranks, {shard}", config, ranks, threads))
+            shard: stack.enter_context(
+                WorkerPool(f"{ranks} ranks, {shard}", replace(config, shard=shard), ranks, threads)
+            )
             for shard in SHARDINGS
         }
         for number in range(-1, rounds):  # the first round, -1, is a warm-up

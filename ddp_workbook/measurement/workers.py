@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from ddp_workbook.config import TrainConfig
-from ddp_workbook.devices import choose_backend, choose_device, set_threads
+from ddp_workbook.devices import choose_backend, choose_device, prepare_cpu
 from ddp_workbook.distributed.launch import LaunchError
 from ddp_workbook.distributed.process_group import World, bind_to_loopback
 from ddp_workbook.distributed.processes import first_death, started
@@ -67,7 +67,7 @@ class Worker:
     def __init__(self, config: TrainConfig, world: World, store: str) -> None:
         self.world = world
         self.device = choose_device(config.device, world.size, world.local_rank)
-        set_threads(config, world.local_size)
+        prepare_cpu(config, world.local_size)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if world.launched:

@@ -10,9 +10,9 @@ from torch.nn import functional
 class MatmulConv2d(nn.Conv2d):
     """A convolution without bias, computed as a matrix product where it is one. Same weights, same result.
 
-    A 1x1 convolution multiplies each pixel's channels by a matrix; a 3x3 convolution with padding 1 on a single pixel
-    uses only its centre weights. On a CPU and for images as small as these, the matrix product is much faster
-    (bench/README.md), and in channels-last order no pixel has to move for it.
+    A 1x1 convolution multiplies each pixel's channels by a matrix. In an image of at most 2x2 pixels a 3x3 filter sees
+    all pixels from each place, so the whole image is multiplied by a matrix made of the weights that it meets. On a CPU
+    the matrix product is much faster (bench/README.md), and in channels-last order no pixel has to move for it.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -23,8 +23,12 @@ class MatmulConv2d(nn.Conv2d):
             pixels = x[:, :, :: self.stride[0], :: self.stride[1]].permute(0, 2, 3, 1)
             product = functional.linear(pixels.reshape(-1, self.in_channels), weight.flatten(1))
             return product.view(*pixels.shape[:3], self.out_channels).permute(0, 3, 1, 2)
-        if x.shape[2:] == (1, 1):
-            return functional.linear(x.flatten(1), weight[:, 1, 1])[:, :, None, None]
+        height, width = x.shape[2:]
+        if max(height, width) <= 2:
+            tops, lefts = range(0, height, self.stride[0]), range(0, width, self.stride[1])
+            met = [weight[:, 1 - i : 1 - i + height, 1 - j : 1 - j + width].flatten(1) for i in tops for j in lefts]
+            product = functional.linear(x.permute(0, 2, 3, 1).flatten(1), torch.cat(met))
+            return product.view(len(x), len(tops), len(lefts), self.out_channels).permute(0, 3, 1, 2)
         return super().forward(x)
 
 

@@ -55,6 +55,25 @@ kept = left_over()
 return_freed_memory()
 print(kept > 2**25, left_over() < 2**22)
 """
+KEPT = """
+import resource
+import torch
+from ddp_workbook.devices import keep_freed_memory, return_freed_memory
+
+def new_pages():
+    taken = []
+    for _ in range(8):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        tensors = [torch.ones(3 * 2**21) for _ in range(3)]  # more than glibc keeps by itself
+        del tensors
+        taken.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return sorted(taken)[4]
+
+return_freed_memory()
+given_back = new_pages()
+keep_freed_memory()
+print(given_back >= 3 * 12, new_pages() <= 2)  # even where a page has 2 MiB
+"""
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not enforce this limit")
 
 
@@ -72,6 +91,13 @@ def test_freed_memory_goes_back_to_the_system():
     """16 tensors of 4 MiB with small ones between them, so that what is freed is not in one piece."""
     lines = []
     run_on_ranks(FREED, 1, lines.append)
+    assert lines == ["True True"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's allocator")
+def test_kept_memory_needs_no_new_pages():
+    lines = []
+    run_on_ranks(KEPT, 1, lines.append)
     assert lines == ["True True"]
 
 

@@ -13,6 +13,7 @@ CONVOLUTIONS = [  # and whether it can be a matrix product, for some size of ima
     ({"kernel_size": 1, "stride": 2}, True),
     ({"kernel_size": 3, "padding": 1}, True),
     ({"kernel_size": 3, "padding": 1, "stride": 2}, True),
+    ({"kernel_size": 3, "padding": 1, "stride": (1, 2)}, True),
     ({"kernel_size": 3, "padding": 1, "dilation": 1, "groups": 2}, False),
     ({"kernel_size": 3, "padding": 2, "dilation": 2}, False),
     ({"kernel_size": 5, "padding": 2}, False),
@@ -20,7 +21,7 @@ CONVOLUTIONS = [  # and whether it can be a matrix product, for some size of ima
 ]
 
 
-@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 2), (5, 5), (2, 5)])
 @pytest.mark.parametrize(("arguments", "replaced"), CONVOLUTIONS)
 def test_a_convolution_and_its_gradients_stay_the_same(arguments, replaced, size):
     torch.manual_seed(1)
@@ -28,10 +29,14 @@ def test_a_convolution_and_its_gradients_stay_the_same(arguments, replaced, size
     ours = nn.Sequential(copy.deepcopy(plain))
     compute_by_matmul(ours)
     assert isinstance(ours[0], MatmulConv2d) == replaced
-    x = torch.randn(3, 4, size, size, dtype=torch.float64)
-    assert torch.allclose(ours(x), plain(x), rtol=1e-10)
+    images = torch.randn(3, 4, *size, dtype=torch.float64)
+    of_images = []
     for model in (ours, plain):
-        model(x).square().sum().backward()
+        x = images.clone().requires_grad_()
+        y = model(x)
+        y.square().sum().backward()
+        of_images.append((y, x.grad))
+    assert all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(*of_images, strict=True))
     assert torch.allclose(ours[0].weight.grad, plain.weight.grad, rtol=1e-10)
 
 
