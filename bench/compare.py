@@ -1,6 +1,6 @@
 """The same work by this workbook and by what people use instead, side by side.
 
-    python bench/compare.py [--jobs mlp cnn resnet50] [--processes 1 2] [--rounds 5]
+    python bench/compare.py [--jobs mlp cnn resnet50] [--processes 1 2] [--rounds 5] [--no-compiled]
     python bench/compare.py --jobs                    (measure nothing; table and picture from what is there)
 
 Every measurement is a fresh start of a contestant (bench/contestants/), which trains two epochs and reports the second.
@@ -43,27 +43,35 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Contestant:
-    """A script, and in which precision it computes."""
+    """A script, in which precision it computes, and whether torch.compile makes its own kernels for the model."""
 
     name: str
     script: str
     precision: str
+    compiled: bool = False
 
     @property
     def title(self) -> str:
-        return f"{self.name}, {self.precision}"
+        return f"{self.name}, {self.precision}" + ", compiled" * self.compiled
 
 
-def contestants() -> list[Contestant]:
-    """All in fp32, and in bf16 those that have a switch for it; it is the workbook's default where hardware has it."""
+def contestants(compiled: bool) -> list[Contestant]:
+    """All in fp32, and in bf16 those that have a switch for it; it is the workbook's default where hardware has it.
+
+    `compiled`: each one also with torch.compile, which the workbook offers no switch for.
+    """
     names = {
         "workbook": "ours.py",
         "tutorial": "tutorial.py",
         "Lightning": "lightning_way.py",
         "Accelerate": "accelerate_way.py",
     }
-    plain = [Contestant(name, script, "fp32") for name, script in names.items()]
-    return plain + [Contestant(name, script, "bf16") for name, script in names.items() if name != "tutorial"]
+    return [
+        Contestant(name, script, precision, by_compiler)
+        for precision, by_compiler in product(("fp32", "bf16"), (False, True) if compiled else (False,))
+        for name, script in names.items()
+        if (name, precision) != ("tutorial", "bf16")
+    ]
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,7 @@ class Options:
     jobs: tuple[str, ...] = ("mlp", "cnn", "resnet50")
     processes: tuple[int, ...] = (1, 2)
     rounds: int = 5
+    compiled: bool = True
     data_dir: Path = Path("data")
 
 
@@ -87,6 +96,8 @@ def launch(
     script = [str(HERE / "contestants" / contestant.script)]
     flags = ["--job", job, "--batch-size", str(BATCH[job]), "--workers", str(workers)]
     flags += ["--precision", contestant.precision, "--data-dir", str(data_dir)]
+    if contestant.compiled:
+        flags.append("--compile")
     if epochs:
         flags += ["--epochs", str(epochs)]
     if processes > 1:
@@ -109,7 +120,7 @@ def launch(
 
 def compare(job: str, processes: int, options: Options) -> pd.DataFrame:
     """A row for every contestant and round."""
-    field = contestants()
+    field = contestants(options.compiled)
     tutorial = next(one for one in field if one.script == "tutorial.py")
     seconds = {n: launch(tutorial, job, processes, n, options.data_dir)["epoch_seconds"] for n in WORKERS}
     best = min(seconds, key=seconds.get)

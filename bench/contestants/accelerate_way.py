@@ -10,7 +10,11 @@ from torch import nn
 
 def main() -> None:
     options, watch = read_options(), Stopwatch()
-    accelerator = Accelerator(cpu=True, mixed_precision="bf16" if options.precision == "bf16" else "no")
+    accelerator = Accelerator(
+        cpu=True,
+        mixed_precision="bf16" if options.precision == "bf16" else "no",
+        dynamo_backend="inductor" if options.compiled else None,
+    )
     train, test = image_sets(options)
     model = plain_model(options)
     model, optimizer, train_loader, test_loader = accelerator.prepare(

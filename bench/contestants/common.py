@@ -57,6 +57,7 @@ class Options:
     batch_size: int
     workers: int
     precision: str
+    compiled: bool
     data_dir: Path
 
 
@@ -67,6 +68,7 @@ def read_options() -> Options:
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--compile", action="store_true", help="by torch.compile with its defaults")
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--epochs", type=int)
     found = parser.parse_args()
@@ -81,7 +83,7 @@ def read_options() -> Options:
         epochs=found.epochs or SHORT_EPOCHS,
         device="cpu",
     )
-    return Options(job, config, found.batch_size, found.workers, found.precision, found.data_dir)
+    return Options(job, config, found.batch_size, found.workers, found.precision, found.compile, found.data_dir)
 
 
 def plain_model(options: Options) -> nn.Module:

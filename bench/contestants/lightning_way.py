@@ -72,7 +72,8 @@ def main() -> None:
         callbacks=[Clock(watch, steps * options.batch_size * processes)],
     )
     torch.manual_seed(0)
-    trainer.fit(Classifier(options), train_loader, test_loader)
+    classifier = Classifier(options)
+    trainer.fit(torch.compile(classifier) if options.compiled else classifier, train_loader, test_loader)
     watch.report()
 
 

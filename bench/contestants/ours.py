@@ -58,13 +58,15 @@ def main() -> None:
         test=first(all_images.test, options.job.test_images),
     )
     with process_group(world, "gloo", CPU):
-        train(config, data, world, watch)
+        train(config, data, world, watch, options.compiled)
     watch.report()
 
 
-def train(config: TrainConfig, data: Dataset, world: World, watch: Stopwatch) -> None:
+def train(config: TrainConfig, data: Dataset, world: World, watch: Stopwatch, compiled: bool) -> None:
     """A function of its own, so that the model is released before the group ends (see process_group)."""
     state = build_state(config, data, world, CPU)
+    if compiled:
+        state.model = torch.compile(state.model)
     fit(state, TrainLoader(data, config, world, CPU), data, config, world, [Clock(watch)])
 
 

@@ -35,6 +35,8 @@ def main() -> None:
     model = plain_model(options)
     if processes > 1:
         model = DistributedDataParallel(model)
+    if options.compiled:
+        model = torch.compile(model)
     optimizer = plain_optimizer(model, options)
     schedule = plain_schedule(optimizer, options, len(train_loader))
     criterion = nn.CrossEntropyLoss(label_smoothing=options.config.label_smoothing)

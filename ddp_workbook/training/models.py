@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -30,21 +31,33 @@ SMALL_IMAGE = 64  # pixels; up to this size the ImageNet stem of 7x7 kernels wou
 def build_resnet50(config: TrainConfig, classes: int) -> nn.Module:
     """torchvision's ResNet-50: images (N, 3, size, size) -> logits (N, classes).
 
-    Small images get a 3x3 stem of the same stride; every later layer and the cost of a step stay the same. The last
-    BatchNorm of each block starts at zero, so that a block starts as the identity (Goyal et al. 2017).
+    Small images change two things; the cost of a step stays the same. The stem has 3x3 filters of the same stride.
+    Shortcuts that halve the image average 2x2 pixels, where torchvision's drop three of four (ResNet-D, He et al.
+    2019): images this small have none to spare (bench/README.md).
 
-    All filters start with a length of about 1. BatchNorm cancels their length, but a step turns a filter by the
-    learning rate over its squared length (van Laarhoven 2017). torchvision's initial weights make that differ 16-fold
-    between layers, and ten epochs are too short for weight decay to even it out (bench/README.md).
+    The last BatchNorm of each block starts at zero, so that a block starts as the identity (Goyal et al. 2017). All
+    filters start with a length of about 1. BatchNorm cancels their length, but a step turns a filter by the learning
+    rate over its squared length (van Laarhoven 2017). torchvision's initial weights make that differ 16-fold between
+    layers, and ten epochs are too short for weight decay to even it out (bench/README.md).
     """
     model = resnet50(num_classes=classes, zero_init_residual=True)
     if config.image_size <= SMALL_IMAGE:
         model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=2, padding=1, bias=False)
+        for stage in (model.layer2, model.layer3, model.layer4):
+            average_in_shortcut(stage[0])
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="linear")
     compute_by_matmul(model)
     return model
+
+
+def average_in_shortcut(block: nn.Module) -> None:
+    """Let a ResNet block's shortcut average the pixels that its convolution would skip, in place."""
+    convolution, norm = block.downsample
+    convolution.stride = (1, 1)
+    average = nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False)  # as many pixels as with stride 2
+    block.downsample = nn.Sequential(OrderedDict({"average": average, "0": convolution, "1": norm}))
 
 
 def build_mlp(config: TrainConfig, classes: int) -> nn.Module:

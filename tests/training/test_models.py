@@ -21,11 +21,21 @@ def test_large_images_get_torchvisions_own_network():
     assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
 
 
-def test_small_images_change_the_stem_and_nothing_else():
+def test_small_images_change_the_weights_of_the_stem_and_no_others():
     ours, theirs = build_model(TrainConfig(), 10).state_dict(), resnet50(num_classes=10).state_dict()
     assert [k for k in theirs if ours[k].shape != theirs[k].shape] == ["conv1.weight"]
     assert ours["conv1.weight"].shape == (64, 3, 3, 3)
     assert all((v == 0).all() for k, v in ours.items() if k.startswith("layer") and k.endswith("bn3.weight"))
+
+
+@pytest.mark.parametrize(("stage", "channels"), [("layer2", 256), ("layer3", 512), ("layer4", 1024)])
+@pytest.mark.parametrize("size", [4, 7])  # 7: from images of 28 pixels
+def test_shortcuts_of_small_images_average_the_pixels_that_they_would_skip(stage, channels, size):
+    shortcut = build_model(TrainConfig(), 10).get_submodule(stage)[0].downsample.eval()
+    images = torch.randn(2, channels, size, size)
+    even = nn.functional.pad(images, (0, size % 2, 0, size % 2), mode="replicate")  # the mean of a pixel with itself
+    means = even.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5))
+    assert torch.allclose(shortcut(images), shortcut[1:](means), atol=1e-5)
 
 
 def test_whole_network_and_its_gradients_equal_those_of_plain_convolutions():
