@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MLP_WIDTHS = (512, 256, 128)
+SMALL_IMAGE = 64  # pixels; for images of up to this size a ResNet-50 differs from torchvision's (training/models.py)
 CNN_CHANNELS = (32, 64)
 CNN_WIDTH = 128
 VIT_GRID, VIT_WIDTH, VIT_HEADS, VIT_BLOCKS = 8, 128, 4, 4

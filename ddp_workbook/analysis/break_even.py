@@ -62,15 +62,19 @@ def break_even(curve: Curve) -> Interval:
     """The global batch from which on the speedup stays above 1 up to the largest one measured, and its interval.
 
     The value is where the medians cross 1 for the last time. The interval inverts those of the points, as Fieller's
-    method does for a ratio: it begins where the upper ends reach 1 for the first time, and ends where the lower ends
-    cross 1 for the last time. Between two points the speedup is taken to be a line over the logarithm of the batch.
-    0 means: at or below the smallest batch; infinity: beyond the largest one, or never.
+    method does for a ratio: it begins where the upper ends reach 1 for the first time, and ends where after the value
+    the lower ends do, so where a gain is shown. (Where they do so for the last time would be no bound: a gain grows
+    ever more slowly, and some lower end of many that lie just above 1 is below it by chance.) Between two points the
+    speedup is taken to be a line over the logarithm of the batch. 0 means: at or below the smallest batch; infinity:
+    beyond the largest one, or never.
     """
     logs = np.log(curve.batches)
+    values = [each.value for each in curve.speedups]
+    last = max((number for number, value in enumerate(values) if value <= 1), default=0)
     return Interval(
-        _last_crossing(logs, [each.value for each in curve.speedups]),
+        _last_crossing(logs, values),
         _first_crossing(logs, [each.high for each in curve.speedups]),
-        _last_crossing(logs, [each.low for each in curve.speedups]),
+        _first_crossing(logs[last:], [each.low for each in curve.speedups][last:]),
     )
 
 

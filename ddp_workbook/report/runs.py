@@ -12,7 +12,7 @@ from ddp_workbook.records.course import CourseSummary
 from ddp_workbook.records.run import RunRecord
 from ddp_workbook.records.timing import Interval
 from ddp_workbook.report.inputs import Inputs, backend_name
-from ddp_workbook.specs import DATASETS, MODELS
+from ddp_workbook.specs import DATASETS, MODELS, SMALL_IMAGE
 
 PLAIN_NUMBERS = ("momentum", "weight_decay", "head_lr_scale", "label_smoothing", "step_gamma")
 SAID_ELSEWHERE = ("parameters", "hardware", "torch")  # rows of the comparison that other tables of the report have
@@ -96,6 +96,7 @@ def _dataset(run: RunRecord) -> dict:
         "test": f"{run.dataset.test_images:,}",
         "classes": len(run.dataset.classes),
         "size": run.config.image_size,
+        "small": run.config.image_size <= SMALL_IMAGE,
         "fingerprint": run.dataset.fingerprint[:16],
     }
 

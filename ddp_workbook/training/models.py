@@ -18,6 +18,7 @@ from ddp_workbook.specs import (
     LSTM_LAYERS,
     LSTM_WIDTH,
     MLP_WIDTHS,
+    SMALL_IMAGE,
     VIT_BLOCKS,
     VIT_GRID,
     VIT_HEADS,
@@ -25,13 +26,12 @@ from ddp_workbook.specs import (
 )
 from ddp_workbook.training.cpu_layers import Dropout, compute_by_matmul
 
-SMALL_IMAGE = 64  # pixels; up to this size the ImageNet stem of 7x7 kernels would blur most of the image
-
 
 def build_resnet50(config: TrainConfig, classes: int) -> nn.Module:
     """torchvision's ResNet-50: images (N, 3, size, size) -> logits (N, classes).
 
-    Small images change two things; the cost of a step stays the same. The stem has 3x3 filters of the same stride.
+    Small images change two things; the cost of a step stays the same. The stem has 3x3 filters of the same stride:
+    those of 7x7 for ImageNet would blur most of the image.
     Shortcuts that halve the image average 2x2 pixels, where torchvision's drop three of four (ResNet-D, He et al.
     2019): images this small have none to spare (bench/README.md).
 

@@ -37,8 +37,9 @@ def test_a_line_over_the_logarithm_is_inverted_exactly():
         ([1.5, 1.6, 1.7, 1.8], 0.1, (0, 0, 0)),
         ([1.1, 1.2, 1.3, 1.4], 0.15, (0, 0, 24)),
         ([0.9, 1.2, 0.95, 1.2], 0.0, (76, 20, 76)),  # a second crossing counts, and the interval holds the first
+        ([0.9, 1.06, 1.04, 1.04], 0.05, (24.7, 19.9, 30.6)),  # a gain that is shown stays shown
     ],
-    ids=["never", "perhaps", "always", "perhaps always", "twice"],
+    ids=["never", "perhaps", "always", "perhaps always", "twice", "small gain"],
 )
 def test_open_ends(values, reach, expected):
     found = break_even(make_curve(values, reach))
