@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -23,13 +25,48 @@ class MatmulConv2d(nn.Conv2d):
             pixels = x[:, :, :: self.stride[0], :: self.stride[1]].permute(0, 2, 3, 1)
             product = functional.linear(pixels.reshape(-1, self.in_channels), weight.flatten(1))
             return product.view(*pixels.shape[:3], self.out_channels).permute(0, 3, 1, 2)
-        height, width = x.shape[2:]
-        if max(height, width) <= 2:
-            tops, lefts = range(0, height, self.stride[0]), range(0, width, self.stride[1])
-            met = [weight[:, 1 - i : 1 - i + height, 1 - j : 1 - j + width].flatten(1) for i in tops for j in lefts]
-            product = functional.linear(x.permute(0, 2, 3, 1).flatten(1), torch.cat(met))
-            return product.view(len(x), len(tops), len(lefts), self.out_channels).permute(0, 3, 1, 2)
+        if max(x.shape[2:]) <= 2:
+            return WholeImage.apply(x.permute(0, 2, 3, 1), weight, self.stride).permute(0, 3, 1, 2)
         return super().forward(x)
+
+
+class WholeImage(torch.autograd.Function):
+    """3x3 filters with padding 1 on images of at most 2x2 pixels, as one matrix product.
+
+    Images (n, height, width, channels), weights (filters, 3, 3, channels) -> (n, rows, columns, filters). Autograd
+    alone would do it, but keep the matrix, up to 16/9 of the weights, for the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: tuple[int, int]) -> Tensor:
+        size = x.shape[1:3]
+        matrix = torch.cat([met.flatten(1) for met in _met_weights(weight, size, stride)])
+        product = functional.linear(x.flatten(1), matrix)  # in the precision of autocast
+        ctx.save_for_backward(x.to(product.dtype), weight)
+        ctx.stride = stride
+        rows, columns = (-(-pixels // step) for pixels, step in zip(size, stride, strict=True))
+        return product.view(len(x), rows, columns, len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        size, grad = x.shape[1:3], grad.flatten(1)
+        matrix = torch.cat([met.flatten(1) for met in _met_weights(weight, size, ctx.stride)]).to(grad.dtype)
+        of_weight = torch.zeros_like(weight)
+        places = zip(_met_weights(of_weight, size, ctx.stride), grad.split(len(weight), dim=1), strict=True)
+        for met, of_place in places:
+            met += (of_place.t() @ x.flatten(1)).view(met.shape)
+        return (grad @ matrix).view(x.shape), of_weight, None
+
+
+def _met_weights(weight: Tensor, size: torch.Size, stride: tuple[int, int]) -> list[Tensor]:
+    """For each place of a filter, row by row: the weights that meet a pixel, a view (filters, height, width, in)."""
+    height, width = size
+    return [
+        weight[:, 1 - top : 1 - top + height, 1 - left : 1 - left + width]
+        for top in range(0, height, stride[0])
+        for left in range(0, width, stride[1])
+    ]
 
 
 def compute_by_matmul(model: nn.Module) -> None:
