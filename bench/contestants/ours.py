@@ -12,6 +12,7 @@ from common import Stopwatch, read_options
 
 from ddp_workbook.config import TrainConfig
 from ddp_workbook.devices import prepare_cpu
+from ddp_workbook.distributed.ddp import unwrap
 from ddp_workbook.distributed.process_group import World, process_group, read_world
 from ddp_workbook.training.datasets import Dataset, ImageSet, load_dataset
 from ddp_workbook.training.loader import TrainLoader
@@ -66,7 +67,7 @@ def train(config: TrainConfig, data: Dataset, world: World, watch: Stopwatch, co
     """A function of its own, so that the model is released before the group ends (see process_group)."""
     state = build_state(config, data, world, CPU)
     if compiled:
-        state.model = torch.compile(state.model)
+        unwrap(state.model).compile()  # in place: what asks for DDP still finds it
     fit(state, TrainLoader(data, config, world, CPU), data, config, world, [Clock(watch)])
 
 

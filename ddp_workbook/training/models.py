@@ -31,9 +31,8 @@ def build_resnet50(config: TrainConfig, classes: int) -> nn.Module:
     """torchvision's ResNet-50: images (N, 3, size, size) -> logits (N, classes).
 
     Small images change two things; the cost of a step stays the same. The stem has 3x3 filters of the same stride:
-    those of 7x7 for ImageNet would blur most of the image.
-    Shortcuts that halve the image average 2x2 pixels, where torchvision's drop three of four (ResNet-D, He et al.
-    2019): images this small have none to spare (bench/README.md).
+    those of 7x7 for ImageNet would blur most of the image. Shortcuts that halve the image average 2x2 pixels, where
+    torchvision's drop three of four (ResNet-D, He et al. 2019): images this small have none to spare (bench/README.md).
 
     The last BatchNorm of each block starts at zero, so that a block starts as the identity (Goyal et al. 2017). All
     filters start with a length of about 1. BatchNorm cancels their length, but a step turns a filter by the learning

@@ -40,6 +40,25 @@ def test_a_convolution_and_its_gradients_stay_the_same(arguments, replaced, size
     assert torch.allclose(ours[0].weight.grad, plain.weight.grad, rtol=1e-10)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_under_autocast_a_whole_image_is_computed_in_bf16_and_its_gradients_fit(stride):
+    """Against float64: numbers of 8 bits leave errors of about 2**-8 of the largest value."""
+    torch.manual_seed(1)
+    exact = nn.Conv2d(16, 6, 3, stride, padding=1, bias=False).double()
+    ours = nn.Sequential(copy.deepcopy(exact).float())
+    compute_by_matmul(ours)
+    images = torch.randn(3, 16, 2, 2)
+    found = []
+    for model, x in ((ours, images.clone()), (exact, images.double())):
+        with torch.autocast("cpu", torch.bfloat16, enabled=model is ours):
+            y = model(x.requires_grad_())
+        y.double().square().sum().backward()
+        found.append((y, x.grad, next(model.parameters()).grad))
+    assert [each.dtype for each in found[0]] == [torch.bfloat16, torch.float32, torch.float32]
+    for mine, theirs in zip(*found, strict=True):
+        assert (mine - theirs).abs().max() < 0.03 * theirs.abs().max()
+
+
 def test_convolutions_with_a_bias_stay_as_they_are():
     model = nn.Sequential(nn.Conv2d(4, 6, 1))
     compute_by_matmul(model)
