@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import special
 
-from ddp_workbook.analysis.statistics import NORMAL, deviation_interval, mcnemar, mean_interval, paired_difference
+from ddp_workbook.analysis.statistics import CONFIDENCE, deviation_interval, mcnemar, mean_interval, paired_difference
 from ddp_workbook.records.run import RunKind
 from ddp_workbook.records.seeds import SeedStudy
 from ddp_workbook.records.timing import Interval
@@ -57,6 +58,17 @@ def mean_difference(study: SeedStudy) -> Interval:
     return mean_interval(np.subtract(study.accuracies("distributed"), study.accuracies("baseline")))
 
 
+def chance_difference(study: SeedStudy) -> float:
+    """Between two further runs that differ by their seeds alone: in 95 % of cases, by no more than this.
+
+    Student's t with the deviation of both kinds of runs together: a deviation of a few seeds is itself uncertain.
+    """
+    accuracies = [study.accuracies(kind) for kind in ("baseline", "distributed")]
+    pooled = np.mean([np.var(each, ddof=1) for each in accuracies])
+    freedom = sum(len(each) - 1 for each in accuracies)
+    return float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2) * (2 * pooled) ** 0.5)
+
+
 def read_seeds(study: SeedStudy) -> str:
     """The study in sentences, a sentence a line."""
     base, dist = (spread(study.accuracies(kind)) for kind in ("baseline", "distributed"))
@@ -64,7 +76,6 @@ def read_seeds(study: SeedStudy) -> str:
     difference = mean_difference(study)
     answers = zip(study.answers("baseline"), study.answers("distributed"), strict=True)
     found = sum(mcnemar(*pair) < SIGNIFICANT for pair in answers)
-    pooled = ((base.deviation.value**2 + dist.deviation.value**2) / 2) ** 0.5
     contains = "contains" if difference.low <= 0 <= difference.high else "does not contain"
     by_images = [f"{100 * images_deviation(study, kind):.2f}" for kind in ("baseline", "distributed")]
     one, several = "one process", f"{study.processes} processes"
@@ -75,8 +86,8 @@ def read_seeds(study: SeedStudy) -> str:
         f"{one}, {dist.deviation.text('.2f', 100)} for {several}.",
         f"Standard deviation by the choice of {images:,} test images (binomial): {by_images[0]} and {by_images[1]} "
         f"points.",
-        f"With one seed each, a difference of up to {100 * NORMAL * 2**0.5 * pooled:.2f} points can come from the "
-        f"seeds alone.",
+        f"Two runs with a seed each: in 95 % of cases the seeds alone make a difference of no more than "
+        f"{100 * chance_difference(study):.2f} points.",
         f"{several} minus {one}, seed by seed: {difference.text('+.2f', 100)} points (mean, 95 % interval by Student's "
         f"t over the seeds); it {contains} 0.",
         f"McNemar's test, which sees one pair of runs and knows nothing of other seeds, has p < {SIGNIFICANT} for "

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ddp_workbook.analysis import plots, plots_seeds
+from ddp_workbook.analysis.speedup import HARDWARE
 from ddp_workbook.config import CheckpointOptions, TrainConfig
 from ddp_workbook.course.interrupts import Interrupted
 from ddp_workbook.course.notebook import distributed_config
@@ -49,11 +50,13 @@ def study_seeds(
     folder = output_dir / config.recipe
     for name in (FILE, FIGURE):
         require_replaceable(folder / name)
-    pairs, runs = [], {}
+    pairs, runs, first = [], {}, None
     for seed in range(config.seed, config.seed + seeds):
         for kind, (settings, count) in ways.items():
             report(f"seed {seed}, {count} process{'es' if count > 1 else ''}:")
             runs[kind] = _run(replace(settings, seed=seed), kind, count, output_dir, report)
+            first = first or runs[kind]
+            _require_alike(first, runs[kind], seed)
         pairs.append(SeedPair(seed=seed, **{kind: _result(run) for kind, run in runs.items()}))
     run = runs["distributed"]
     study = SeedStudy(
@@ -93,6 +96,18 @@ def _run(
         stop.args = ("stopped; to resume: the same command",)  # the command's last line
         raise
     return load_run(own_config.run_dir, kind)[0]
+
+
+def _require_alike(first: RunRecord, run: RunRecord, seed: int) -> None:
+    """Raise InputError unless both come from one kind of machine: rounding and precision are no luck of a seed."""
+    facts = [(name, getattr(first.environment, name), getattr(run.environment, name)) for name in HARDWARE]
+    facts.append(("precision", first.world.precision, run.world.precision))
+    for name, expected, found in facts:
+        if found != expected:
+            raise InputError(
+                f"seed {seed} was trained with {name} {found!r:.40}, seed {first.config.seed} with {expected!r:.40}: a "
+                f"study is of one machine; give it another folder, --output-dir DIR"
+            )
 
 
 def _result(run: RunRecord) -> SeedRun:

@@ -54,7 +54,7 @@ class SeedStudy(Strict):
             raise ValueError("pairs must have different seeds")
         for run in (run for pair in self.pairs for run in (pair.baseline, pair.distributed)):
             right = sum(unpack_bits(run.correct_images, self.dataset.test_images))
-            if abs(right / self.dataset.test_images - run.test_accuracy) > 1e-9:
+            if abs(right / max(self.dataset.test_images, 1) - run.test_accuracy) > 1e-9:
                 raise ValueError("test_accuracy must be the share of correct_images")
         return self
 

@@ -35,6 +35,7 @@ from ddp_workbook.errors import InputError, diverged
 from ddp_workbook.records.run import Communication, EpochRecord
 from ddp_workbook.runs.checkpoint import checkpoint_folder, read_checkpoint, saved_checkpoints, write_checkpoint
 from ddp_workbook.training.datasets import Dataset
+from ddp_workbook.training.loader import stream
 from ddp_workbook.training.metrics import RunningMetrics
 from ddp_workbook.training.state import PartialEpoch, TrainingState
 
@@ -224,7 +225,7 @@ def restore(state: TrainingState, content: dict, config: TrainConfig, world: Wor
         state.batch_sizes = training["batch_sizes"]  # with --balance auto: as they were measured then
         _restore_rank(state, training, training["ranks"][world.rank])
     else:  # the ranks that drew these random numbers do not exist; nothing else is drawn from torch's random state
-        torch.manual_seed(config.seed + 1_009 * state.epoch + world.rank)
+        torch.manual_seed(stream(config.seed, 1_009 * state.epoch + world.rank))
 
 
 def _state_of_rank(state: TrainingState) -> dict:

@@ -72,7 +72,8 @@ def _met_weights(weight: Tensor, size: torch.Size, stride: tuple[int, int]) -> l
 def compute_by_matmul(model: nn.Module) -> None:
     """Turn the convolutions that can be matrix products into MatmulConv2d, in place; weights and names stay."""
     for module in model.modules():
-        if type(module) is nn.Conv2d and module.bias is None and module.groups == 1:
+        plain = type(module) is nn.Conv2d and module.bias is None and module.groups == 1
+        if plain and module.padding_mode == "zeros":
             pointwise = module.kernel_size == (1, 1) and module.padding == (0, 0)
             padded = module.kernel_size == (3, 3) and module.padding == (1, 1) and module.dilation == (1, 1)
             if pointwise or padded:
@@ -83,7 +84,7 @@ class Dropout(nn.Dropout):
     """torch's dropout with a faster mask on CPUs: uniform numbers take a third of the time of Bernoulli draws."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or not self.training:
+        if x.device.type != "cpu" or not self.training or self.p == 1:
             return super().forward(x)
         kept = torch.rand(x.shape).ge_(self.p)  # drawn in float32: bf16 would round the probability
         return x * kept.mul_(1 / (1 - self.p)).to(x.dtype)

@@ -36,6 +36,11 @@ def steps_per_epoch(images: int, config: TrainConfig, world: World) -> int:
     return steps
 
 
+def stream(seed: int, number: int = 0) -> int:
+    """The seed of a run's random numbers no. `number`: runs with the seeds s and s + 1 have none in common."""
+    return (seed * 1_000_003 + number) % 2**63
+
+
 class TrainLoader:
     """The training batches of one rank. epoch(n) returns those of epoch n, the same at every call.
 
@@ -47,7 +52,7 @@ class TrainLoader:
             range(len(data.train)),
             num_replicas=world.size,
             rank=world.rank,
-            seed=config.seed % 2**31,
+            seed=stream(config.seed),  # the sampler adds the number of the epoch
             drop_last=True,
         )
         self.batch_size, self.grad_accum_steps = config.batch_size, config.grad_accum_steps
@@ -66,7 +71,7 @@ class TrainLoader:
         """
         size = batch_sizes[self.world.rank] if batch_sizes else self.batch_size
         order = self._unequal_shard(number, batch_sizes) if batch_sizes else self._equal_shard(number)
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number * 1_009 + self.world.rank) % 2**63)
+        generator = torch.Generator().manual_seed(stream(self.seed, number * 1_009 + self.world.rank))
         skipped = start * self.grad_accum_steps
         for _ in range(skipped):
             draw_augmentation(size, self.padding, self.flip, generator)

@@ -26,7 +26,7 @@ from ddp_workbook.errors import diverged
 from ddp_workbook.records.run import EpochRecord
 from ddp_workbook.training.balance import loss_weight
 from ddp_workbook.training.datasets import Dataset
-from ddp_workbook.training.loader import Batch, TrainLoader, evaluation_batches
+from ddp_workbook.training.loader import Batch, TrainLoader, evaluation_batches, stream
 from ddp_workbook.training.metrics import StepOutput
 from ddp_workbook.training.optim import last_rate
 from ddp_workbook.training.state import PartialEpoch, TrainingState
@@ -140,7 +140,7 @@ def fit(
     and whatever a callback raises to end the run early.
     """
     if state.step == 0:
-        torch.manual_seed(config.seed + world.rank)  # NEW: dropout differs between ranks
+        torch.manual_seed(stream(config.seed, world.rank))  # NEW: dropout differs between ranks
     test, tested = data.test.to(state.device), Evaluation(torch.empty(0), math.nan, torch.empty(0))
     while not state.finished:
         state.partial.start_clock()

@@ -71,7 +71,7 @@ class Lines:
             print(
                 f"epoch {state.epoch + 1:>2}/{state.epochs}  step {step}/{state.steps_per_epoch}  "
                 f"loss {state.partial.metrics.mean_loss():.3f}  "
-                f"epoch done in {seconds_left(now - self.epoch_start, done, total):.0f} s",
+                f"{seconds_left(now - self.epoch_start, done, total):.0f} s left in this epoch",
                 flush=True,
             )
 

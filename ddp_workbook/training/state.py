@@ -20,7 +20,7 @@ from ddp_workbook.distributed.traffic import TrafficMeter
 from ddp_workbook.records.run import Communication, EpochRecord
 from ddp_workbook.training.balance import given_batch_sizes
 from ddp_workbook.training.datasets import Dataset
-from ddp_workbook.training.loader import steps_per_epoch
+from ddp_workbook.training.loader import steps_per_epoch, stream
 from ddp_workbook.training.metrics import RunningMetrics
 from ddp_workbook.training.models import build_model
 from ddp_workbook.training.optim import build_optimizer, build_schedule
@@ -134,4 +134,4 @@ def restart(state: TrainingState, config: TrainConfig, data: Dataset, world: Wor
     load_whole_weights(unwrap(state.model), build_model(config, len(data.classes)).state_dict())
     state.optimizer = _build_optimizer(state.model, config, world)
     state.schedule = build_schedule(state.optimizer, config, state.steps_per_epoch)
-    torch.manual_seed(seed + world.rank)  # dropout differs between ranks
+    torch.manual_seed(stream(seed, world.rank))  # dropout differs between ranks

@@ -6,7 +6,14 @@ from helper_plots import finding
 from helper_seeds import count_study, make_study
 
 from ddp_workbook.analysis import plots_seeds
-from ddp_workbook.analysis.seeds import images_deviation, mean_difference, read_seeds, seed_differences, spread
+from ddp_workbook.analysis.seeds import (
+    chance_difference,
+    images_deviation,
+    mean_difference,
+    read_seeds,
+    seed_differences,
+    spread,
+)
 from ddp_workbook.analysis.statistics import deviation_interval, mcnemar
 
 SEEDS, IMAGES, STUDIES = 5, 400, 400
@@ -72,6 +79,18 @@ def test_mcnemar_takes_the_luck_of_seeds_for_a_difference_and_the_mean_over_seed
 def test_the_deviations_interval_covers_the_truth():
     found = map(deviation_interval, 3 * np.random.default_rng(3).standard_normal((2000, 3)))
     assert np.mean([one.low <= 3 <= one.high for one in found]) == pytest.approx(0.95, abs=0.015)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_seeds_alone_make_a_larger_difference_in_one_case_of_twenty(seeds):
+    """Many studies of the same network twice; each says how far two more of its runs may be apart."""
+    draws, images, chance = np.random.default_rng(4), 2000, 0.9
+    beyond = []
+    for _ in range(600):
+        answers = draws.random((2, seeds, images)) < chance
+        first, second = draws.binomial(images, chance, 2) / images
+        beyond.append(abs(first - second) > chance_difference(make_study(*answers)))
+    assert np.mean(beyond) == pytest.approx(0.05, abs=3 * (0.05 * 0.95 / 600) ** 0.5)
 
 
 def test_the_numbers_of_a_small_study():

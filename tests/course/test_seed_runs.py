@@ -10,6 +10,7 @@ from ddp_workbook.course import seed_runs
 from ddp_workbook.course.interrupts import Interrupted
 from ddp_workbook.course.seed_runs import FIGURE, FILE, study_seeds
 from ddp_workbook.distributed.ranks import run_on_ranks
+from ddp_workbook.errors import InputError
 from ddp_workbook.recipes import serial_recipe
 from ddp_workbook.records.files import load_record
 from ddp_workbook.records.run import load_run
@@ -83,6 +84,25 @@ def test_a_run_of_the_course_is_used(study, monkeypatch, tmp_path):
     monkeypatch.setattr("distributed_train.run", None)
     again, _ = study_seeds(CONFIG, 2, 2, tmp_path / "results", lambda line: None)
     assert again.pairs == record.pairs
+
+
+@pytest.mark.parametrize(("part", "name", "value"), [("environment", "torch", "2.9"), ("world", "precision", "fp16")])
+def test_a_run_of_another_machine_is_refused(study, monkeypatch, part, name, value):
+    _, place, _ = study
+    load = seed_runs.finished_run
+
+    def foreign(config, kind, processes):
+        found = load(config, kind, processes)
+        if not found or config.seed == 0:
+            return found
+        run, history = found
+        return run.model_copy(update={part: getattr(run, part).model_copy(update={name: value})}), history
+
+    monkeypatch.setattr(seed_runs, "finished_run", foreign)
+    before = (place / FILE).read_bytes()
+    with pytest.raises(InputError, match=f"seed 1 was trained with {name} '{value}', seed 0 with .* --output-dir DIR$"):
+        study_seeds(CONFIG, 2, 2, place.parent, lambda line: None)
+    assert (place / FILE).read_bytes() == before
 
 
 def test_a_stop_says_how_to_resume(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ CONVOLUTIONS = [  # and whether it can be a matrix product, for some size of ima
     ({"kernel_size": 3, "padding": 1, "dilation": 1, "groups": 2}, False),
     ({"kernel_size": 3, "padding": 2, "dilation": 2}, False),
     ({"kernel_size": 5, "padding": 2}, False),
+    ({"kernel_size": 3, "padding": 1, "padding_mode": "replicate"}, False),
     ({"kernel_size": 1, "padding": 1}, False),
 ]
 
@@ -74,7 +75,7 @@ def test_other_devices_use_their_own_convolution_and_dropout():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("p", [0.0, 0.2, 0.5])
+@pytest.mark.parametrize("p", [0.0, 0.2, 0.5, 1.0])
 def test_dropout_does_what_torchs_does(p, dtype):
     torch.manual_seed(0)
     x = torch.ones(1000, 1000, dtype=dtype, requires_grad=True)

@@ -38,6 +38,14 @@ def test_shards_of_an_epoch_are_disjoint_and_reshuffled(data, ranks):
     assert epochs[0] == [indices(data, one.epoch(1)) for one in loaders]  # asked again, the same
 
 
+def test_neighbouring_seeds_share_no_order(data):
+    """DistributedSampler shuffles by seed + epoch: epoch 2 of seed 0 would be epoch 1 of seed 1."""
+    orders = [
+        indices(data, loader(data, seed=seed, batch_size=1).epoch(epoch)) for seed in range(3) for epoch in range(9)
+    ]
+    assert len(set(map(tuple, orders))) == len(orders)
+
+
 def test_accumulation_and_remainder(data):
     one = loader(data, batch_size=5, grad_accum_steps=3)
     steps = list(one.epoch(1))

@@ -75,8 +75,8 @@ def test_a_line_comes_every_ten_seconds_and_after_each_epoch(clock, capsys):
         lines.after_step(make_state(step=step))
     lines.after_epoch(make_state(epoch=1))
     assert capsys.readouterr().out.splitlines() == [
-        "epoch  1/12  step 11/40  loss 0.500  epoch done in 29 s",
-        "epoch  1/12  step 23/40  loss 0.500  epoch done in 16 s",  # 21 s for 22 steps, 17 steps left
+        "epoch  1/12  step 11/40  loss 0.500  29 s left in this epoch",
+        "epoch  1/12  step 23/40  loss 0.500  16 s left in this epoch",  # 21 s for 22 steps, 17 steps left
         LINE,
     ]
 
@@ -87,7 +87,7 @@ def test_the_estimate_of_a_resumed_run_counts_its_own_steps_only(clock, capsys):
     for second, step in ((0, 31), (12, 35)):
         clock.now = 1000.0 + second
         lines.after_step(make_state(step=step))
-    assert capsys.readouterr().out == "epoch  1/12  step 35/40  loss 0.500  epoch done in 15 s\n"
+    assert capsys.readouterr().out == "epoch  1/12  step 35/40  loss 0.500  15 s left in this epoch\n"
 
 
 def test_the_estimate_of_an_epoch_does_not_count_the_evaluation_before_it(clock, capsys):
@@ -95,7 +95,7 @@ def test_the_estimate_of_an_epoch_does_not_count_the_evaluation_before_it(clock,
     for epoch, second, step in ((0, 0, 1), (1, 500, 1), (1, 510, 11)):
         clock.now = 1000.0 + second
         lines.after_step(make_state(epoch=epoch, step=step))
-    assert capsys.readouterr().out == "epoch  2/12  step 11/40  loss 0.500  epoch done in 29 s\n"
+    assert capsys.readouterr().out == "epoch  2/12  step 11/40  loss 0.500  29 s left in this epoch\n"
 
 
 def test_the_bar_counts_the_steps_of_the_run(capsys):

@@ -14,7 +14,7 @@ from ddp_workbook.distributed.ddp import MeteredDDP, unwrap
 from ddp_workbook.distributed.process_group import World
 from ddp_workbook.errors import InputError
 from ddp_workbook.training import state as state_module
-from ddp_workbook.training.loader import TrainLoader
+from ddp_workbook.training.loader import TrainLoader, stream
 from ddp_workbook.training.loop import train_step
 from ddp_workbook.training.metrics import RunningMetrics
 from ddp_workbook.training.models import build_model
@@ -38,7 +38,7 @@ def first_weights(seed):
 def train(state, config, world):
     """Three steps as fit() begins them; the loss of the last one."""
     loader = TrainLoader(make_data(), config, world, CPU)
-    torch.manual_seed(config.seed + world.rank)
+    torch.manual_seed(stream(config.seed, world.rank))
     state.model.train()
     return take_steps(state, loader)
 
