@@ -3,6 +3,7 @@
 # No postponed annotations here: DDP checks those of its hook, and wants classes, not strings.
 
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -16,8 +17,10 @@ from ddp_workbook.errors import InputError
 FOLDER = Path("/dev/shm")  # on Linux, files in this folder are in memory
 
 
-def require_shared_memory(device: torch.device, processes: int, local_processes: int) -> None:
-    """Raise InputError where the processes cannot share memory."""
+def require_shared_memory(
+    device: torch.device, processes: int, local_processes: int, parameters: int | None = None
+) -> None:
+    """Raise InputError where the processes cannot share memory, or not enough for a model of so many parameters."""
     if sys.platform == "win32":
         raise InputError("--comm-hook shared-memory needs Linux or macOS; use --comm-hook allreduce")
     if processes == 1:
@@ -26,6 +29,10 @@ def require_shared_memory(device: torch.device, processes: int, local_processes:
         raise InputError(f"--comm-hook shared-memory needs --device cpu, not {device.type}: between GPUs NCCL does it")
     if processes != local_processes:
         raise InputError("--comm-hook shared-memory needs all processes on one machine; use --comm-hook allreduce")
+    needed = 4 * 2 * processes * (parameters or 0)
+    free = shutil.disk_usage(FOLDER if FOLDER.is_dir() else tempfile.gettempdir()).free
+    if needed > free:
+        raise _too_little(needed, f"{free // 2**20} MiB are free")
 
 
 class SharedMemoryAverage:
@@ -87,11 +94,7 @@ def _shared_floats(numel: int) -> Tensor:
         try:
             answer[0] = _new_file(4 * numel)
         except OSError as error:
-            mebibytes = 4 * numel / 2**20
-            answer[0] = InputError(
-                f"--comm-hook shared-memory needs {mebibytes:.0f} MiB of shared memory ({error.strerror}); a container "
-                f"gets more by --shm-size, or use --comm-hook allreduce"
-            )
+            answer[0] = _too_little(4 * numel, error.strerror)
     dist.broadcast_object_list(answer)
     if isinstance(answer[0], InputError):
         raise answer[0]
@@ -100,6 +103,13 @@ def _shared_floats(numel: int) -> Tensor:
     if dist.get_rank() == 0:
         Path(answer[0]).unlink()  # all ranks have it open: it needs no name any more
     return floats
+
+
+def _too_little(needed: int, found: str) -> InputError:
+    return InputError(
+        f"--comm-hook shared-memory needs {needed / 2**20:.0f} MiB of shared memory ({found}); a container gets more "
+        f"by --shm-size, or use --comm-hook allreduce"
+    )
 
 
 def _new_file(size: int) -> str:

@@ -29,9 +29,8 @@ from ddp_workbook.devices import (
     describe_environment,
     peak_memory_bytes,
 )
-from ddp_workbook.distributed.comm_hooks import check_comm_hook
-from ddp_workbook.distributed.process_group import World
 from ddp_workbook.distributed.processes import MOST_PROCESSES
+from ddp_workbook.distributed.shared_memory import require_shared_memory
 from ddp_workbook.errors import InputError
 from ddp_workbook.measurement.alone import measuring_alone
 from ddp_workbook.measurement.batch_sweep import sweep_config
@@ -42,6 +41,7 @@ from ddp_workbook.records.batch_map import Baseline, BatchMap, MapPoint, Network
 from ddp_workbook.records.files import load_record, require_replaceable, save_record
 from ddp_workbook.specs import MODELS
 from ddp_workbook.training.datasets import load_dataset
+from ddp_workbook.training.models import build_model, count_parameters
 
 FILE, UNFINISHED, FIGURE = "batch_map.json", "batch_map_unfinished.json", "batch_map.png"
 ROUNDS = SAMPLES_NEEDED
@@ -204,7 +204,7 @@ def _begun(path: Path, empty: BatchMap, report: Callable[[str], None]) -> BatchM
 
 def _measure(record: BatchMap, config: TrainConfig, images: int, path: Path, report: Callable[[str], None]) -> BatchMap:
     """The complete map; the file has every point as soon as it is measured."""
-    hooks = _hooks(choose_device(config.device, record.processes), record.processes)
+    hooks = _hooks(config, record.processes)
     networks = list(record.networks)
     for number, network in enumerate(networks):
         if next_batch(network, record.processes) is None:
@@ -227,10 +227,13 @@ def _measure(record: BatchMap, config: TrainConfig, images: int, path: Path, rep
     return record.model_copy(update={"networks": networks})
 
 
-def _hooks(device: torch.device, processes: int) -> list[CommHookName]:
-    """The ordinary all-reduce, and shared memory where it works."""
+def _hooks(config: TrainConfig, processes: int) -> list[CommHookName]:
+    """The ordinary all-reduce, and shared memory where it works for all networks."""
+    networks = [sweep_config(config, model) for model in MODELS]
+    classes = len(load_dataset(config).classes)
+    largest = max(count_parameters(build_model(network, classes)) for network in networks)
     try:
-        check_comm_hook("shared-memory", device, World(size=processes, local_size=processes))
+        require_shared_memory(choose_device(config.device, processes), processes, processes, largest)
     except InputError:
         return ["allreduce"]
     return ["allreduce", "shared-memory"]

@@ -22,6 +22,8 @@ from ddp_workbook.measurement.alone import measuring_alone
 from ddp_workbook.measurement.benchmark import empty_record, measure_together, require_rounds
 from ddp_workbook.records.files import load_record, require_writable, save_record
 from ddp_workbook.records.timing import BenchmarkRecord, Configuration, PerformanceMetrics, ProcessCountMetrics
+from ddp_workbook.training.datasets import load_dataset
+from ddp_workbook.training.loader import steps_per_epoch
 from ddp_workbook.training.progress import seconds_left
 
 SERIAL = "serial_results.json"
@@ -51,6 +53,10 @@ def run_experiment(
     config = replace(config, device=device.type)  # the same kind for all configurations
     check_comm_hook(config.comm_hook, device, World(size=max(counts), local_size=max(counts)))
     empty = empty_record(config, counts, steps, scaling, new_processes=True)
+    images = len(load_dataset(config).train)
+    for each in empty.configurations:  # now, not in the worker that would train with it
+        batch = each.batch_size // config.grad_accum_steps
+        steps_per_epoch(images, replace(config, batch_size=batch), World(size=each.processes))
     continues = (output_dir / SERIAL).exists()
     if continues:
         require_same(load_experiment(output_dir), empty, output_dir)

@@ -23,6 +23,7 @@ from ddp_workbook.distributed.launch import LaunchError
 from ddp_workbook.distributed.process_group import World, bind_to_loopback
 from ddp_workbook.distributed.processes import first_death, started
 from ddp_workbook.distributed.quiet_gloo import silence_gloo
+from ddp_workbook.errors import InputError
 from ddp_workbook.training.datasets import Dataset, load_dataset
 from ddp_workbook.training.loader import Batch, TrainLoader
 from ddp_workbook.training.loop import train_step
@@ -124,7 +125,7 @@ class WorkerPool:
     def call(self, function: Callable[..., Any], *arguments: object) -> list[Any]:
         """function(worker, *arguments) on every rank at once; the results in rank order.
 
-        Raises LaunchError with the error of the rank that failed first.
+        Raises the InputError of a rank; LaunchError with the error of the rank that failed first in another way.
         """
         results: dict[Connection, Any] = {}
         try:
@@ -133,6 +134,8 @@ class WorkerPool:
             while len(results) < len(self.pipes):
                 for pipe in wait([pipe for pipe in self.pipes if pipe not in results]):
                     works, results[pipe] = pipe.recv()
+                    if isinstance(results[pipe], InputError):
+                        raise results[pipe]
                     if not works:  # the others may wait for this rank for ever
                         raise LaunchError(f"{self.name!r}: {first_death(self.workers) or results[pipe]}")
         except (EOFError, OSError):
@@ -146,6 +149,8 @@ def _work(config: TrainConfig, world: World, store: str, pipe: Connection) -> No
         _serve(config, world, store, pipe)
     except (EOFError, BrokenPipeError, ConnectionResetError):  # the caller has closed its end
         pipe.close()
+    except InputError as error:
+        pipe.send((False, error))
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
         pipe.send((False, f"rank {world.rank}: {type(error).__name__}: {error}"))

@@ -5,6 +5,7 @@ import os
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -83,6 +84,15 @@ def test_too_little_memory_is_an_error_on_every_rank(tmp_path):
 def test_where_it_cannot_work(device, processes, local, message):
     with pytest.raises(InputError, match=message):
         require_shared_memory(torch.device(device), processes, local)
+
+
+def test_it_is_refused_where_the_tables_of_the_model_do_not_fit(monkeypatch):
+    """Two tables with a row of float32 for each rank: 16 bytes a parameter for two ranks."""
+    free = SimpleNamespace(free=16 * 1_000_000)
+    monkeypatch.setattr(shared_memory.shutil, "disk_usage", lambda _: free)
+    require_shared_memory(torch.device("cpu"), 2, 2, 1_000_000)
+    with pytest.raises(InputError, match=r"needs 15 MiB of shared memory \(15 MiB are free\)"):
+        require_shared_memory(torch.device("cpu"), 2, 2, 1_000_001)
 
 
 def test_the_script_refuses_before_it_loads_any_data(config, monkeypatch):

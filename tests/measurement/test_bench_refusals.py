@@ -14,6 +14,7 @@ from ddp_workbook import cli
         ("--epochs 0", "--epochs must be at least 1"),
         ("--steps 5 --epochs 5", "either --steps or --epochs"),
         ("--process-counts 0", "a process count must be"),
+        ("--recipe cnn-digits --scaling weak --process-counts 2 32", "larger than a process's share of 44 training"),
         ("--map --process-counts 2 4", "--map takes one process count, not 2"),
         ("--map --process-counts 1", "a process count must be from 2 to 64, not 1"),
         ("--map --largest-batch 15", "--largest-batch must be at least 16"),

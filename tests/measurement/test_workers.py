@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from ddp_workbook.distributed.ddp import MeteredDDP
 from ddp_workbook.distributed.launch import LaunchError
+from ddp_workbook.errors import InputError
 from ddp_workbook.measurement.workers import Worker, WorkerPool
 from ddp_workbook.recipes import RECIPES
 
@@ -40,6 +41,12 @@ def fail(worker, rank):
     if worker.world.rank == rank:
         raise KeyError("only this rank")
     worker.barrier()  # which the failing rank never reaches
+
+
+def refuse_on(worker, rank):
+    if worker.world.rank == rank:
+        raise InputError("larger than a share")
+    worker.barrier()
 
 
 def vanish(worker, rank):
@@ -99,6 +106,12 @@ def test_a_failing_workers_own_error_is_reported_and_no_process_stays():
         pair.call(fail, 1)
     assert not [process for process in processes if process.is_running()]
     assert time.monotonic() - start < 60  # rank 0 would have waited for half an hour
+
+
+def test_bad_input_that_a_worker_finds_is_bad_input_here_and_nothing_is_printed(capfd):
+    with pytest.raises(InputError, match=r"^larger than a share$"), WorkerPool("a pair", CONFIG, 2, 1) as pair:
+        pair.call(refuse_on, 1)
+    assert not capfd.readouterr().err
 
 
 def test_a_worker_that_dies_is_noticed():
