@@ -19,6 +19,7 @@ from ddp_workbook.analysis.break_even import break_even, curves
 from ddp_workbook.analysis.costmodel import exposed, slowest, summed_collectives
 from ddp_workbook.analysis.seeds import images_deviation, mean_difference, spread
 from ddp_workbook.analysis.speedup import over_all_cores, speedup, speedup_table
+from ddp_workbook.analysis.statistics import spread_words
 from ddp_workbook.analysis.tables import table_column
 from ddp_workbook.course.notebook import latest_experiment
 from ddp_workbook.course.runner import COURSE
@@ -44,7 +45,8 @@ def main(recipe: str) -> None:
             print(target / path.name)
     experiment = latest_experiment(recipe)
     if experiment and experiment[0] != target / "experiment":
-        shutil.copytree(experiment[0], target / "experiment", dirs_exist_ok=True)
+        shutil.rmtree(target / "experiment", ignore_errors=True)  # it may have other process counts
+        shutil.copytree(experiment[0], target / "experiment")
         print(target / "experiment", "from", experiment[0])
     readme = Path("README.md")
     save_text(insert_table(readme.read_text(encoding="utf-8"), readme_table(target.parent)), readme)
@@ -57,6 +59,7 @@ def reference_facts(reference: Path) -> dict[str, str]:
     """The numbers of our reference runs that README and notebooks quote, by the name in their marks."""
     folder = reference / "resnet50-cifar10"
     strong = load_record(BenchmarkRecord, folder / "benchmark.json")
+    whole = load_record(BenchmarkRecord, folder / "benchmark_weak.json")
     weak = load_experiment(reference / "bench" / "resnet50-cifar10_weak_shared-memory")
     gloo = load_record(StepBreakdown, folder / "step_breakdown.json")
     shared = load_record(StepBreakdown, folder / "step_breakdown_shared_memory.json")
@@ -67,8 +70,13 @@ def reference_facts(reference: Path) -> dict[str, str]:
         "weak_all": over_all_cores(weak)[0][1].text(".2f"),
         "weak_one": speedup_table(weak)[0].speedup.text(".2f"),
         "bound_one": speedup(bound.images_per_second, one_thread.images_per_second).text(".2f"),
+        "bound_all": speedup(bound.images_per_second, strong.by_role("serial")[-1].images_per_second).text(".2f"),
+        "bound_weak": speedup(
+            whole.by_role("no-communication")[0].images_per_second, whole.by_role("serial")[0].images_per_second
+        ).text(".2f"),
         "step_ms": f"{1000 * np.median(slowest(gloo.no_sync)):.0f} ms",
         "gloo_ms": f"{exposed(gloo).text('.0f', scale=1000)} ms",
+        "shared_step_ms": f"{1000 * np.median(slowest(shared.no_sync)):.0f} ms",
         "shared_ms": f"{exposed(shared).text('.0f', scale=1000)} ms",
         "summed_ms": f"{1000 * summed_collectives(gloo):.0f} ms",
         "first_epoch_ratio": f"{len(epochs) * epochs[0] / sum(epochs):.2f}",
@@ -102,11 +110,12 @@ def readme_table(reference: Path) -> str:
     times = ("training time (s)", "evaluation time (s)", "training rate (images/s)", "peak memory per process (MiB)")
     lines += [f"| {name} | {columns[0][name]} | {columns[1][name]} |" for name in (*kept, *times)]
     for row in speedup_table(benchmark):
-        lines.append(f"| speedup in short runs, over {row.baseline} (95 % interval) | | {row.speedup.text('.2f')} |")
+        words = spread_words(benchmark.rounds)
+        lines.append(f"| speedup in short runs, over {row.baseline} ({words}) | | {row.speedup.text('.2f')} |")
     weak_folder, weak = reference / "bench" / "resnet50-cifar10_weak_shared-memory", None
     if weak_folder.exists():
         weak = load_experiment(weak_folder)
-        case = f"whole batch each, shared memory, over {{}} ({weak.rounds} rounds)"
+        case = f"whole batch each, shared memory, over {{}} ({weak.rounds} rounds, {spread_words(weak.rounds)})"
         for row in speedup_table(weak):
             lines.append(f"| {case.format(row.baseline)} | | {row.speedup.text('.2f')} |")
     machine = baseline.environment
@@ -126,7 +135,8 @@ def readme_table(reference: Path) -> str:
 def courseworks_table(reference: Path) -> list[str]:
     """The MNIST recipes' accuracies and experiments, a row for each that has a reference, and how they were timed."""
     lines = [
-        "| recipe | accuracy, serial | accuracy, 2 processes | speedup over one process on all cores (95 % interval) |",
+        "| recipe | accuracy, serial | accuracy, 2 processes "
+        "| processes: speedup over one process on all cores [interval] |",
         "|---|---|---|---|",
     ]
     timed = []
@@ -144,7 +154,8 @@ def courseworks_table(reference: Path) -> list[str]:
         accuracies = [f"{run.test_accuracy:.2%}" for run in (baseline, distributed)]
         lines.append(f"| `{recipe}` | {' | '.join(accuracies)} | {'; '.join(speedups)} |")
         timed.append(
-            f"`{recipe}` in {metrics.rounds} rounds of {metrics.steps} steps at {metrics.environment.git_commit}"
+            f"`{recipe}` in {metrics.rounds} rounds of {metrics.steps} steps ({spread_words(metrics.rounds)}) at "
+            f"{metrics.environment.git_commit}, torch {metrics.environment.torch}"
         )
     return [*lines, "", f"Speedups timed: {'; '.join(timed)}."] if timed else []
 
@@ -157,14 +168,17 @@ def seeds_table(reference: Path) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     studies = [load_record(SeedStudy, path) for path in sorted(reference.glob("*/seeds.json"))]
+    without_0 = 0
     for study in studies:
         serial, distributed = (spread(study.accuracies(kind)).text for kind in ("baseline", "distributed"))
-        difference = mean_difference(study).text("+.2f", scale=100)
+        difference = mean_difference(study)
+        without_0 += not difference.low <= 0 <= difference.high
         by_images = f"{100 * images_deviation(study, 'baseline'):.2f}"
-        lines.append(
-            f"| `{study.recipe}` | {len(study.pairs)} | {serial} | {distributed} | {difference} | {by_images} |"
-        )
-    return lines if studies else []
+        row = (study.recipe, len(study.pairs), serial, distributed, difference.text("+.2f", scale=100), by_images)
+        lines.append("| `{}` | {} | {} | {} | {} | {} |".format(*row))
+    read = f"Intervals of the difference that leave out 0: {without_0} of {len(studies)}."
+    chance = " Without any difference, one in twenty does so by chance." if without_0 else ""
+    return [*lines, "", read + chance] if studies else []
 
 
 def insert_table(readme: str, table: str) -> str:

@@ -1,14 +1,17 @@
 """What DDP, ZeRO-1 and FSDP keep in memory and send, on 1 to 4 processes of this machine: a table and a figure.
 
-python bench/sharding.py vit-digits results/sharding.png
+    python bench/sharding.py [--recipe vit-digits] [--output results/sharding]
+
+Writes <output>.png and <output>.json.
 """
 
 from __future__ import annotations
 
 import json
-import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import tyro
 
 from ddp_workbook.analysis.memory import STATE_COPIES, kept_bytes, sent_bytes, step_bytes
 from ddp_workbook.analysis.plots_memory import memory_by_ranks
@@ -21,9 +24,15 @@ from ddp_workbook.specs import MODELS
 COUNTS = (1, 2, 3, 4)
 
 
-def main(recipe: str, path: str) -> None:
+@dataclass(frozen=True)
+class Options:
+    recipe: str = "vit-digits"
+    output: Path = Path("results/sharding")
+
+
+def main(options: Options) -> None:
     """Measure, print a line in bytes for each way of sharding and number of processes, and write both files."""
-    config = replace(get_recipe(recipe), batch_size=8, device="cpu")
+    config = replace(get_recipe(options.recipe), batch_size=8, device="cpu")
     measured = measure_sharding(config, COUNTS)
     parameters, copies = measured["none", 1][0].parameters, STATE_COPIES[config.optimizer]
     for (shard, ranks), of_ranks in measured.items():
@@ -36,10 +45,10 @@ def main(recipe: str, path: str) -> None:
             line += f"these collectives by Gloo {sent_bytes(collectives, ranks, 'gloo'):,.0f})"
         print(line)
     title = f"{MODELS[config.model].label} with {config.optimizer}"
-    write_png(memory_by_ranks(title, measured, parameters, copies), Path(f"{path}.png"))
+    write_png(memory_by_ranks(title, measured, parameters, copies), Path(f"{options.output}.png"))
     content = {f"{shard}, {ranks}": [one.model_dump() for one in of] for (shard, ranks), of in measured.items()}
-    save_text(json.dumps(content, indent=1) + "\n", Path(f"{path}.json"))
+    save_text(json.dumps(content, indent=1) + "\n", Path(f"{options.output}.json"))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(tyro.cli(Options, description=__doc__))

@@ -18,7 +18,7 @@ import tyro
 from torch.nn import functional
 
 from ddp_workbook.analysis.speedup import speedup
-from ddp_workbook.analysis.statistics import median_interval
+from ddp_workbook.analysis.statistics import median_interval, spread_words
 from ddp_workbook.devices import choose_device, describe_environment, prepare_cpu, synchronize
 from ddp_workbook.distributed.process_group import World
 from ddp_workbook.recipes import DEFAULT, get_recipe
@@ -92,7 +92,7 @@ def main(options: Options) -> None:
     for name, samples in rates.items():
         print(f"{name:<14} {median_interval(samples).text('.0f')} images/s")
     share = speedup(rates["training loop"], rates["bare step"])
-    print(f"share of the bare step: {share.text('.3f')} (95 % interval)")
+    print(f"share of the bare step: {share.text('.3f')} ({spread_words(options.rounds)})")
 
 
 if __name__ == "__main__":

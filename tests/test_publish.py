@@ -70,8 +70,8 @@ def test_the_table_says_what_the_records_say(publish, reference):
     lines = publish.readme_table(reference).splitlines()
     assert "| test accuracy | 90.00% | 88.00% |" in lines
     assert "| processes x threads | 1 x 2 | 2 x 1 |" in lines
-    assert "| speedup in short runs, over 1 process, 1 thread (95 % interval) | | 1.50 [1.50, 1.50] |" in lines
-    assert "| speedup in short runs, over 1 process, 2 threads (95 % interval) | | 0.90 [0.90, 0.90] |" in lines
+    assert "| speedup in short runs, over 1 process, 1 thread (range of 5) | | 1.50 [1.50, 1.50] |" in lines
+    assert "| speedup in short runs, over 1 process, 2 threads (range of 5) | | 0.90 [0.90, 0.90] |" in lines
     assert any("A processor, 2 cores, 8 GiB, torch 2.9, at commit 0123456789" in line for line in lines)
     assert any("5 rounds of 4 steps" in line for line in lines)
 
@@ -80,7 +80,7 @@ def test_a_coursework_has_a_row_where_there_is_a_reference(publish, reference):
     lines = publish.courseworks_table(reference)
     rows = [line for line in lines if line.startswith("| `")]
     assert rows == ["| `cnn-mnist` | 90.00% | 88.00% | 2: 0.90 [0.90, 0.90] |"]
-    assert lines[-1] == "Speedups timed: `cnn-mnist` in 5 rounds of 4 steps at 0123456789."
+    assert lines[-1] == "Speedups timed: `cnn-mnist` in 5 rounds of 4 steps (range of 5) at 0123456789, torch 2.9."
     (reference / "cnn-mnist" / "experiment" / METRICS).unlink()
     assert publish.courseworks_table(reference) == []
 
@@ -88,7 +88,8 @@ def test_a_coursework_has_a_row_where_there_is_a_reference(publish, reference):
 def test_seeds_stand_in_the_table_as_mean_and_range(publish, reference):
     assert publish.seeds_table(reference) == []
     save_record(count_study(), reference / "cnn-mnist" / "seeds.json")
-    row = publish.seeds_table(reference)[-1]
+    *_, row, _, read = publish.seeds_table(reference)
+    assert read == "Intervals of the difference that leave out 0: 0 of 1."
     assert row.startswith("| `cnn-digits` | 3 | 92.00 % (90.00 to 94.00) | 93.00 % (91.00 to 96.00) | +1.00 [")
     assert row.endswith("| 2.71 |")
     assert row in publish.readme_table(reference).splitlines()

@@ -30,6 +30,7 @@ from ddp_workbook.analysis.statistics import mean_interval
 from ddp_workbook.analysis.trace import bucket_names, last_to_fill
 from ddp_workbook.records.timing import AllReduceBenchmark, Interval, StepBreakdown, StepTimes, Timeline
 
+PAIR = 2.3  # from one pair of steps to the next, in heights of a row
 LANE = 0.6  # height of a bucket's row; a rank's own is 1
 MOST_INCHES = 7.0  # of the rows of a timeline
 
@@ -51,54 +52,50 @@ def _ms(value: float) -> str:
 
 
 def sync_cost(breakdowns: dict[str, StepBreakdown]) -> Figure:
-    """By how much gradient synchronization lengthens a step: without it, then each case of `breakdowns` by its label.
+    """By how much gradient synchronization lengthens a step: each record's step without it, and under it the one with.
 
-    Every bar is as long as its step: the first record's median step under no_sync, plus the exposed communication. Its
-    parts are drawn in the proportions of their medians, which do not add up exactly.
+    The first bar of a pair is as long as the median step under no_sync, the second one longer by the exposed
+    communication. Their parts are drawn in the proportions of their medians, which do not add up exactly.
     """
     cases = {label: scaled([costmodel.exposed(record)], 1000)[0] for label, record in breakdowns.items()}
-    first = next(iter(breakdowns.values()))
-    base = 1000 * float(np.median(costmodel.slowest(first.no_sync)))
-    figure, axes = new_figure(1, 1, height=1.35 + 0.55 * (1 + len(cases)))
-    ax = axes[0, 0]
-    ax.axvline(base, color=INK, linestyle=":", linewidth=1, zorder=3)
-    longest = base + max(max(added.high, added.value) for added in cases.values())
+    bases = [1000 * float(np.median(costmodel.slowest(record.no_sync))) for record in breakdowns.values()]
+    figure, axes = new_figure(1, 1, height=1.35 + 1.15 * len(cases))
+    ax, ticks = axes[0, 0], {}
+    longest = max(base + max(each.high, each.value) for base, each in zip(bases, cases.values(), strict=True))
     ax.set_xlim(0, 1.5 * longest)
-    _step_row(ax, 0, _part_medians(first.no_sync), base, base)
-    for y, (label, added) in enumerate(cases.items(), start=1):
-        _step_row(ax, y, _part_medians(breakdowns[label].synced), base + added.value, base)
-        _draw_added(ax, y, base, added)
-        if y == 1:  # the shared-memory hook's clocks run until the last bucket is there: their sum says nothing
-            _note_sum(ax, y, base + added.high, 1000 * costmodel.summed_collectives(breakdowns[label]))
-    ax.set(yticks=range(1 + len(cases)), yticklabels=["no averaging", *cases], ylim=(len(cases) + 0.5, -0.5))
-    ax.set(xlabel="milliseconds of a training step (median, 95 % interval of what is added)")
+    for number, ((label, added), base) in enumerate(zip(cases.items(), bases, strict=True)):
+        y, record = PAIR * number, breakdowns[label]
+        ticks |= {y: "no averaging", y + 1: label}
+        ax.vlines(base, y - 0.4, y + 1.4, color=INK, linestyle=":", linewidth=1, zorder=3)
+        _step_row(ax, y, _part_medians(record.no_sync), base)
+        _step_row(ax, y + 1, _part_medians(record.synced), base + added.value)
+        _draw_added(ax, y + 1, base, added)
+        if number == 0:  # the shared-memory hook's clocks run until the last bucket is there: their sum says nothing
+            _note_sum(ax, y + 1, base + added.high, 1000 * costmodel.summed_collectives(record))
+    ax.set_yticks(list(ticks), list(ticks.values()))
+    ax.set(
+        ylim=(max(ticks) + 0.6, -0.5), xlabel="milliseconds of a training step (median, 95 % interval of what is added)"
+    )
     ax.grid(False)
     _part_legend(figure)
-    set_finding(figure, _cost_finding(cases, base))
+    set_finding(figure, _cost_finding(cases, bases))
     return figure
 
 
-def _step_row(ax: Axes, y: float, medians: np.ndarray, length: float, base: float) -> None:
-    """A step of this length. Its medians stand on the parts where there is room, and where they nearly add up."""
+def _step_row(ax: Axes, y: float, medians: np.ndarray, length: float) -> None:
+    """A step of this length. Its medians stand on the parts where there is room."""
     drawn = medians * length / medians.sum()
-    add_up = abs(length / medians.sum() - 1) < 0.05
-    _bar(ax, y, drawn, height=0.5)
+    _bar(ax, y, drawn, height=0.55)
     for median, width, end in zip(medians, drawn, np.cumsum(drawn), strict=True):
-        crossed = abs(end - width / 2 - base) < 0.03 * ax.get_xlim()[1]  # by the dotted line
-        if width > 0.055 * ax.get_xlim()[1] and add_up and not crossed:
+        if width > 0.055 * ax.get_xlim()[1]:
             ax.text(end - width / 2, y, f"{median:{digits(median)}}", ha="center", va="center", fontsize=8)
 
 
 def _draw_added(ax: Axes, y: float, base: float, added: Interval) -> None:
-    """A bracket from the step without averaging to the end of this one, and the interval."""
+    """An arrow from the step without averaging to the end of this one, and the interval under that end."""
     end, spec = base + added.value, digits(added.value)
-    ax.annotate(
-        "",
-        (end, y - 0.36),
-        (base, y - 0.36),
-        arrowprops={"arrowstyle": "|-|,widthA=0.2,widthB=0.2", "shrinkA": 0, "shrinkB": 0},
-    )
-    ax.errorbar(end, y + 0.34, fmt="|", xerr=error_bars([added]), color=INK, capsize=3, linewidth=1.2)
+    ax.annotate("", (end, y - 0.42), (base, y - 0.42), arrowprops={"arrowstyle": "->", "shrinkA": 0, "shrinkB": 0})
+    ax.errorbar(end, y + 0.4, fmt="|", xerr=error_bars([added]), color=INK, capsize=3, linewidth=1.2)
     right = max(base + added.high, end)
     text = f"{added.value:+{spec}} ms [{added.low:z{spec}}, {added.high:z{spec}}]"
     ax.annotate(text, (right, y - 0.12), (7, 0), textcoords="offset points", va="center", weight="bold", fontsize=9)
@@ -114,10 +111,12 @@ def _part_legend(figure: Figure, more: Sequence[Patch] = ()) -> None:
     figure.legend(handles=[*parts, *more], loc="outside lower center", ncols=len(parts) if not more else 3)
 
 
-def _cost_finding(cases: dict[str, Interval], base: float) -> str:
+def _cost_finding(cases: dict[str, Interval], bases: Sequence[float]) -> str:
     (first, added), *others = cases.items()
-    finding = f"Averaging the gradients ({first}) adds {_ms(added.value)} to a step of {_ms(base)}{_doubt(added)}"
-    return finding + "".join(f"; with {label} {_ms(each.value)}{_doubt(each)}" for label, each in others)
+    finding = f"Averaging the gradients ({first}) adds {_ms(added.value)} to a step of {_ms(bases[0])}{_doubt(added)}"
+    for (label, each), base in zip(others, bases[1:], strict=True):
+        finding += f"; with {label} {_ms(each.value)} to one of {_ms(base)}{_doubt(each)}"
+    return finding
 
 
 def _doubt(added: Interval) -> str:

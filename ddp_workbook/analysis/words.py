@@ -39,7 +39,7 @@ def _digits(seconds: float) -> int:
 
 def _from_to(interval: Interval) -> str:
     digits = _digits(max(abs(interval.low), abs(interval.high)))
-    return f"{1000 * interval.low:.{digits}f} to {1000 * interval.high:.{digits}f} ms"
+    return f"{1000 * interval.low:z.{digits}f} to {1000 * interval.high:z.{digits}f} ms"
 
 
 def read_breakdowns(breakdowns: dict[str, StepBreakdown], alone: float | None = None) -> str:
@@ -64,9 +64,13 @@ def _spread(record: StepBreakdown, cost: Interval) -> str:
     return f"{name} of the difference {_from_to(cost)}, median of {pairs} pairs of one launch"
 
 
-def _cost(record: StepBreakdown, cost: Interval) -> str:
+def _without_and_with(record: StepBreakdown) -> str:
     without, synced = (float(np.median(slowest(ranks))) for ranks in (record.no_sync, record.synced))
-    detail = f"({milliseconds(without)} without, {milliseconds(synced)} with; {_spread(record, cost)})"
+    return f"{milliseconds(without)} without, {milliseconds(synced)} with"
+
+
+def _cost(record: StepBreakdown, cost: Interval) -> str:
+    detail = f"({_without_and_with(record)}; {_spread(record, cost)})"
     if cost.low > 0:
         return f"Averaging makes a step {milliseconds(cost.value)} longer {detail}."
     if cost.high < 0:
@@ -141,7 +145,7 @@ def _other_way(first: str, cost: Interval, label: str, record: StepBreakdown) ->
     costs = f"the same averaging costs {milliseconds(other.value)}"
     if other.low <= 0 <= other.high:
         costs = f"the cost of the same averaging ({milliseconds(other.value)}) is not distinguishable from no cost"
-    sentence = f"With {label} {costs} ({_spread(record, other)})"
+    sentence = f"With {label} {costs} ({_without_and_with(record)}; {_spread(record, other)})"
     if other.high < cost.low:
         share = 1 - max(other.value, 0.0) / cost.value
         return f"{sentence}: about {100 * share:.0f} % of the cost was the way the bytes travel, not the averaging."
