@@ -61,8 +61,8 @@ def test_the_cost_of_averaging_is_read_aloud():
         "Several can be under way at once, and each clock also counts waiting for the other ranks.\n"
         "So the sum of the all-reduces is not the overhead: a part of it runs while backward computes.\n\n"
         "With shared memory the same averaging costs 18 ms (194 ms without, 212 ms with; 95 % interval of the "
-        "difference 18 to 18 ms, median of 6 pairs of one launch): about 70 % of the cost was the way the bytes travel, "
-        "not the averaging."
+        "difference 18 to 18 ms, median of 6 pairs of one launch): about 70 % of the cost was the way the bytes "
+        "travel, not the averaging."
     )
 
 
