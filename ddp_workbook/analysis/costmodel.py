@@ -222,7 +222,7 @@ class ModelCosts:
         self._share, self._share_errors = exposed_share(self.points, sweep)
         machine = sweep.environment
         self.on_cpu = machine.device == "cpu"
-        self.cores = machine.cores // sweep.threads if self.on_cpu else max(machine.accelerator_count, 1)
+        self.cores = max(machine.cores // sweep.threads if self.on_cpu else machine.accelerator_count, 1)
 
     @property
     def exposed_share(self) -> Interval:
@@ -232,6 +232,10 @@ class ModelCosts:
         of_link = self._share * error / alone(point, self.sweep, link), freedom
         return t_interval(self._share, [*self._share_errors, of_link])
 
+    def crowding(self, processes: int) -> float:
+        """How many times as long as in the sweep computing takes: ranks beyond the cores take turns, there too."""
+        return max(1.0, processes / self.cores) / max(1.0, self.sweep.processes / self.cores)
+
     def speedup_here(self, batch: int, processes: int, link: Link) -> float:
         """Predicted speedup over one process on all cores: `processes` ranks of this machine split a global batch.
 
@@ -239,7 +243,7 @@ class ModelCosts:
         """
         if processes == 1:
             return 1.0
-        step = predict_step(self.rank, batch / processes, link, processes, self.cores, self._share)
+        step = predict_step(self.rank, batch / processes, link, processes, self.crowding(processes), self._share)
         return self.serial.seconds(batch) / step
 
     def speedup_interval(self, batch: int, processes: int, link: Link) -> Interval:

@@ -170,6 +170,16 @@ def test_through_shared_memory_a_step_costs_what_was_exposed():
     assert shared.get_ydata() == pytest.approx((1 + 0.05 * batch) / (1 + 0.1 * batch / 2 + 1.005), rel=1e-3)
 
 
+def test_both_ways_compute_equally_long_where_ranks_take_turns():
+    """Four ranks on two cores: between the two curves, a step differs by the communication alone."""
+    sweep = make_sweep(4)
+    lines = plots_cost.pay_panels(sweep, "resnet50", make_shared()).axes[0].get_lines()
+    batch = lines[0].get_xdata()
+    gloo, shared = ((1e-3 + 5e-5 * batch) / line.get_ydata() for line in (lines[0], lines[2]))
+    added = fit_link(sweep.all_reduce).all_reduce(90_000_000, 4) - exposed(make_shared()).value
+    assert gloo - shared == pytest.approx(np.full(len(batch), added))
+
+
 def test_an_outlier_does_not_rule_the_scale():
     """It is not settled: it is named at the edge, and everything else stays as it was."""
     sweep = make_sweep()
