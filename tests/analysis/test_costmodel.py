@@ -269,6 +269,24 @@ def test_a_predicted_speedup_has_the_noise_of_all_its_points():
     assert (one.value, one.low, one.high) == (1, 1, 1)
 
 
+@pytest.mark.filterwarnings("error")
+def test_two_rounds_are_enough_for_an_interval():
+    """Each is left out once: Student's t with one degree of freedom, over half of the distance between the two."""
+    sweep, link = make_sweep(), fit_link(make_sweep().all_reduce)
+
+    def costs_with(*factors):
+        first = sweep.points[0]
+        points = [each.model_copy(update={"serial": each.serial[:2], "synced": each.synced[:2],
+                                          "no_sync": each.no_sync[:2]}) for each in sweep.points]  # fmt: skip
+        points[0] = points[0].model_copy(update={"serial": [factor * first.serial[0] for factor in factors]})
+        return ModelCosts(sweep.model_copy(update={"points": points}), "mlp")
+
+    found = costs_with(0.9, 1.1).speedup_interval(64, 2, link)
+    slow, fast = (costs_with(factor, factor).speedup_here(64, 2, link) for factor in (1.1, 0.9))
+    reach = stats.t.ppf(0.975, 1) * np.log(slow / fast) / 2
+    assert np.log([found.low, found.high]) - np.log(found.value) == pytest.approx([-reach, reach])
+
+
 def test_amdahl_by_hand():
     assert amdahl(0.25, [1, 4]) == pytest.approx([1, 1 / (0.25 + 0.75 / 4)])
 
