@@ -114,7 +114,7 @@ def _when(ways: list[Curve]) -> str:
     if found.high == 0:
         return f"from {first} images on"
     if found.high < math.inf:
-        return f"from {found.value or found.high:,.0f} images on"
+        return f"from {found.value:,.0f} images on" if found.value else f"from {first} images or less on"
     gains = shown_gains(max(ways, key=lambda curve: sum(each.low > 1 for each in curve.speedups)))
     return f"at {gains} images, not shown at more up to {last:,}" if gains else f"not shown up to {last:,}"
 

@@ -206,3 +206,11 @@ def test_the_figure_names_the_break_even_and_draws_it():
 )
 def test_the_heading_says_what_the_sentence_says(speedups, words):
     assert finding(plots_map.batch_map(curve_map(BATCHES, speedups))).endswith(f": {words}")
+
+
+def test_a_break_even_at_or_below_the_smallest_batch_stands_so_in_the_heading():
+    """The medians are above 1 from the smallest batch on, which is shown from the second one on."""
+    record = make_map(NetworkMap(model="cnn", points=[make_point(16, [0.95, 1.05, 1.1], [1.0] * 3),
+                                                      constant_point(32, 1.2)]))  # fmt: skip
+    assert "pay from a global batch of 16 images or less on, at most" in read_map(record)
+    assert finding(plots_map.batch_map(record)).endswith(": CNN from 16 images or less on")
