@@ -58,6 +58,14 @@ def test_the_interval_holds_the_true_break_even_as_often_as_it_says(spread):
     assert np.median([one.high / one.low for one in found]) < 2
 
 
+@pytest.mark.parametrize("spread", [0.02, 0.05])
+def test_a_gain_that_does_not_exist_is_seldom_shown(spread):
+    """Whole searches where the true speedup is 0.985 at every batch: the interval's upper end should be open."""
+    draws = np.random.default_rng(0)
+    found = [break_even(curves(search(spread, draws, lambda batch: 0.985))[0]) for _ in range(200)]
+    assert np.mean([one.high < math.inf for one in found]) <= 0.05
+
+
 def with_slow_round(seconds, number):
     return [3 * value if at == number else value for at, value in enumerate(seconds)]
 
