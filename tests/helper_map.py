@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from helper_records import make_run
 
-from ddp_workbook.analysis.break_even import curves, needs_no_more_rounds
+from ddp_workbook.analysis.break_even import needs_no_more_rounds
 from ddp_workbook.measurement.batch_map import ROUNDS, ROUNDS_AT_MOST
-from ddp_workbook.measurement.map_search import complete_network
+from ddp_workbook.measurement.map_search import complete_network, end_at
 from ddp_workbook.records.batch_map import BatchMap, MapEnd, MapPoint, NetworkMap
 
 TRUE_BREAK_EVEN = 500  # 1 + 0.06 B = 1 + 0.05 B + 5
 LARGEST = 4096
+
+
+def crossing(batch: int) -> float:
+    """The speedup of a serial step of 1 + 0.06 B ms over a distributed one of 6 + 0.05 B."""
+    return (1 + 0.06 * batch) / (6 + 0.05 * batch)
 
 
 def make_point(batch: int, serial: list[float], distributed: list[float], peak_bytes: int = 0) -> MapPoint:
@@ -30,28 +37,25 @@ def constant_point(batch: int, speedup: float, **more: int) -> MapPoint:
     return make_point(batch, [speedup] * 6, [1.0] * 6, **more)
 
 
-def noisy_point(batch: int, spread: float, draws: np.random.Generator) -> MapPoint:
-    """A serial step of 1 + 0.06 B ms, a distributed one of 6 + 0.05 B; as many rounds as measure_point() would take."""
+def noisy_point(batch: int, speedup: float, spread: float, draws: np.random.Generator) -> MapPoint:
+    """Steps with this true speedup, times noise; as many rounds as measure_point() would take."""
     serial, distributed = np.exp(spread * draws.standard_normal((2, ROUNDS_AT_MOST)))
     for rounds in range(ROUNDS, ROUNDS_AT_MOST + 1, ROUNDS):
-        times = ((1 + 0.06 * batch) * serial[:rounds]).tolist(), ((6 + 0.05 * batch) * distributed[:rounds]).tolist()
-        point = make_point(batch, *times)
+        point = make_point(batch, (speedup * serial[:rounds]).tolist(), distributed[:rounds].tolist())
         if needs_no_more_rounds(point):
             break
     return point
 
 
-def end(network: NetworkMap) -> MapEnd | None:
-    """The end of a search without memory: it pays, or LARGEST is reached."""
-    if all(curve.speedups[-1].low > 1 for curve in curves(network)):
-        return MapEnd(reason="pays")
-    return MapEnd(reason="asked") if network.points[-1].batch >= LARGEST else None
+def search(spread: float, draws: np.random.Generator, speedup: Callable[[int], float] = crossing) -> NetworkMap:
+    """A whole search with this noise, without memory: by default for TRUE_BREAK_EVEN."""
 
+    def measure(batch: int) -> MapPoint:
+        return noisy_point(batch, speedup(batch), spread, draws)
 
-def search(spread: float, draws: np.random.Generator) -> NetworkMap:
-    """A whole search for TRUE_BREAK_EVEN with this noise."""
-    empty = NetworkMap(model="cnn", points=[])
-    return complete_network(empty, 2, lambda batch: noisy_point(batch, spread, draws), end)
+    return complete_network(
+        NetworkMap(model="cnn", points=[]), 2, measure, lambda found: end_at(found, LARGEST, None, None)
+    )
 
 
 def make_map(*networks: NetworkMap) -> BatchMap:

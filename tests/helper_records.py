@@ -169,23 +169,27 @@ def make_breakdown() -> StepBreakdown:
     )
 
 
-def make_sweep() -> BatchSweep:
-    """Steps and all-reduces that follow the cost model exactly: 1 ms + 0.1 ms per image, 20 us, 1 GB/s, 2 processes."""
+def make_sweep(processes: int = 2) -> BatchSweep:
+    """Steps and all-reduces that follow the cost model exactly: 1 ms + 0.1 ms per image, 20 us, 1 GB/s.
+
+    More processes than the two cores take turns.
+    """
+    messages, crowding = 2 * (processes - 1), max(1.0, processes / 2)
 
     def all_reduce(size: int) -> float:
-        return size / 1e9 + 2 * 20e-6
+        return messages / processes * size / 1e9 + messages * 20e-6
 
     points = []
     for model, size in (("mlp", 2_000_000), ("resnet50", 90_000_000)):
         for images in (8, 32, 128):
-            no_sync = 1e-3 + 1e-4 * images
+            no_sync = crowding * (1e-3 + 1e-4 * images)
             points.append(
                 SweepPoint(
                     model=model,
                     images=images,
                     gradient_bytes=size,
                     buckets=1,
-                    serial=[1e-3 + 5e-5 * 2 * images] * 3,
+                    serial=[1e-3 + 5e-5 * processes * images] * 3,
                     synced=[no_sync + all_reduce(size)] * 3,
                     no_sync=[no_sync] * 3,
                 )
@@ -193,10 +197,10 @@ def make_sweep() -> BatchSweep:
     return BatchSweep(
         dataset="digits",
         environment=make_run()[0].environment,
-        processes=2,
+        processes=processes,
         threads=1,
         all_reduce=AllReduceBenchmark(
-            processes=2,
+            processes=processes,
             samples=[AllReduceTimes(bytes=size, seconds=[all_reduce(size)] * 3) for size in (2**10, 2**20, 2**27)],
         ),
         points=points,

@@ -6,6 +6,7 @@ its points is a median of rounds with its interval from order statistics, so tha
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -140,16 +141,40 @@ def _pays(batch: Interval, curve: Curve, end: MapEnd | None) -> str:
     first, last = curve.batches[0], f"{curve.batches[-1]:,} images, {_where(end)}"
     if batch.low == math.inf:
         return f"do not pay up to a global batch of {last}"
+    gains = shown_gains(curve)
     if batch.value == math.inf:
-        loss = f"from {batch.low:,.0f} images on a loss is not shown either" if batch.low else "nor is a loss shown"
-        return f"are not shown to pay up to a global batch of {last}; {loss}"
+        pay = f"pay at a global batch of {gains} images, but are not shown to at larger ones up to"
+        return f"{pay if gains else 'are not shown to pay up to a global batch of'} {last}; {_loss(curve)}"
     if batch.high == math.inf:
-        return f"may pay from a global batch of {_images(batch.value, first)} on, but are not shown to up to {last}"
+        before = f"; a gain is shown at {gains} images" if gains else ""
+        may = f"may pay from a global batch of {_images(batch.value, first)} on"
+        return f"{may}, but are not shown to up to {last}{before}"
     if batch.high == 0:
         return f"pay from the smallest global batch measured, {first} images"
     if batch.low == 0:
         return f"pay from a global batch of {_images(batch.value, first)} on, at most {batch.high:,.0f} images"
     return f"pay from a global batch of {batch.text(',.0f')} images"
+
+
+def shown_gains(curve: Curve) -> str:
+    """The batches at which a gain is shown, neighbours together, as in "32 to 64 and 256"; empty without any."""
+    runs = itertools.groupby(zip(curve.batches, curve.speedups, strict=True), lambda point: point[1].low > 1)
+    ends = [(run[0][0], run[-1][0]) for run in (list(points) for shown, points in runs if shown)]
+    return " and ".join(f"{first:,} to {last:,}" if first < last else f"{first:,}" for first, last in ends)
+
+
+def _loss(curve: Curve) -> str:
+    """Whether a loss is shown at the largest batch, and from where on; at batches above those of all shown gains."""
+    above = max((number for number, each in enumerate(curve.speedups) if each.low > 1), default=-1) + 1
+    batches, highs = curve.batches[above:], [each.high for each in curve.speedups[above:]]
+    losses = [number for number, high in enumerate(highs) if high < 1]
+    if not losses:
+        return "nor is a loss shown"
+    if losses[-1] < len(highs) - 1:
+        return f"from {_crossing(np.log(batches), highs, losses[-1]):,.0f} images on a loss is not shown either"
+    begin = max((number for number, high in enumerate(highs) if high >= 1), default=-1) + 1
+    where = f"from {batches[begin]:,} images on" if begin < len(batches) - 1 else f"at {batches[-1]:,} images"
+    return f"{where} a loss is shown"
 
 
 def _images(batch: float, first: int) -> str:

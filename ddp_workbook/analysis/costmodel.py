@@ -88,17 +88,22 @@ def alone(point: SweepPoint, sweep: BatchSweep, link: Link) -> float:
     return link.all_reduce(point.gradient_bytes, sweep.processes, point.buckets)
 
 
-def exposed_share(points: Sequence[SweepPoint], sweep: BatchSweep) -> tuple[float, list[tuple[float, int]]]:
+def exposed_share(points: Sequence[SweepPoint], sweep: BatchSweep) -> float:
     """What synchronization added to these points' steps, as a share of their all-reduces alone.
 
     Below 1 a part is hidden. Above 1, averaging costs more than its all-reduces: they also slow down the computing.
-    With it come its (standard error, degrees of freedom) from each point's rounds; the link counts as known.
     """
     link = fit_link(sweep.all_reduce)
     total = sum(alone(point, sweep, link) for point in points)
+    return float(sum(added_by_round(point).mean() for point in points)) / total
+
+
+def share_errors(points: Sequence[SweepPoint], sweep: BatchSweep) -> list[tuple[float, int]]:
+    """(Standard error, degrees of freedom) of exposed_share() from each point's rounds; the link counts as known."""
+    link = fit_link(sweep.all_reduce)
+    total = sum(alone(point, sweep, link) for point in points)
     rounds = [added_by_round(point) for point in points]
-    errors = [(jackknife_error(means_without_each(added)) / total, len(added) - 1) for added in rounds]
-    return float(sum(added.mean() for added in rounds)) / total, errors
+    return [(jackknife_error(means_without_each(added)) / total, len(added) - 1) for added in rounds]
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ def _check(point: SweepPoint, sweep: BatchSweep) -> Check:
     rounds, link = len(point.serial), fit_link(sweep.all_reduce)
     synced, no_sync = round_means(point.synced, rounds), round_means(point.no_sync, rounds)
     others = [other for other in points_of(sweep, point.model) if other.images != point.images]
-    share, share_errors = exposed_share(others, sweep)
+    share, errors = exposed_share(others, sweep), share_errors(others, sweep)
     all_reduce = alone(point, sweep, link)
     link_error, freedom = all_reduce_error(sweep.all_reduce, point.gradient_bytes, point.buckets)
     measured = float(synced.mean())
@@ -155,7 +160,7 @@ def _check(point: SweepPoint, sweep: BatchSweep) -> Check:
         exposed_share=share,
         corrected=float(no_sync.mean()) + share * all_reduce,
         # the link's own error cancels: it is in all_reduce and, the other way round, in the share
-        corrected_error=error_of(share * all_reduce, [(error * all_reduce, n) for error, n in share_errors]),
+        corrected_error=error_of(share * all_reduce, [(all_reduce * error, n) for error, n in errors]),
     )
 
 
@@ -219,10 +224,10 @@ class ModelCosts:
         global_batches = [sweep.processes * count for count in images]
         self.serial = fit_step(global_batches, [fmean(point.serial) for point in self.points], size, buckets)
         self.rank = fit_step(images, [fmean(point.no_sync) for point in self.points], size, buckets)
-        self._share, self._share_errors = exposed_share(self.points, sweep)
+        self._share = exposed_share(self.points, sweep)
         machine = sweep.environment
         self.on_cpu = machine.device == "cpu"
-        self.cores = machine.cores // sweep.threads if self.on_cpu else max(machine.accelerator_count, 1)
+        self.cores = max(machine.cores // sweep.threads if self.on_cpu else machine.accelerator_count, 1)
 
     @property
     def exposed_share(self) -> Interval:
@@ -230,7 +235,11 @@ class ModelCosts:
         point, link = self.points[0], fit_link(self.sweep.all_reduce)
         error, freedom = all_reduce_error(self.sweep.all_reduce, point.gradient_bytes, point.buckets)
         of_link = self._share * error / alone(point, self.sweep, link), freedom
-        return t_interval(self._share, [*self._share_errors, of_link])
+        return t_interval(self._share, [*share_errors(self.points, self.sweep), of_link])
+
+    def crowding(self, processes: int) -> float:
+        """How many times as long as in the sweep computing takes: ranks beyond the cores take turns, there too."""
+        return max(1.0, processes / self.cores) / max(1.0, self.sweep.processes / self.cores)
 
     def speedup_here(self, batch: int, processes: int, link: Link) -> float:
         """Predicted speedup over one process on all cores: `processes` ranks of this machine split a global batch.
@@ -239,7 +248,7 @@ class ModelCosts:
         """
         if processes == 1:
             return 1.0
-        step = predict_step(self.rank, batch / processes, link, processes, self.cores, self._share)
+        step = predict_step(self.rank, batch / processes, link, processes, self.crowding(processes), self._share)
         return self.serial.seconds(batch) / step
 
     def speedup_interval(self, batch: int, processes: int, link: Link) -> Interval:

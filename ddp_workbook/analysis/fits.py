@@ -78,12 +78,11 @@ def fit_step(images: Sequence[int], seconds: Sequence[float], gradient_bytes: in
 
 
 def predict_step(
-    cost: StepCost, images: float, link: Link, processes: int, cores: int | None = None, share: float = 1.0
+    cost: StepCost, images: float, link: Link, processes: int, crowding: float = 1.0, share: float = 1.0
 ) -> float:
     """Seconds of a step of `processes` ranks with `images` each; `share` of the all-reduces lengthens it.
 
-    With `cores`, ranks beyond that number take turns: computing then takes processes / cores times as long.
+    Computing takes `crowding` times as long as in the steps to which `cost` was fitted.
     """
-    crowding = max(1.0, processes / cores) if cores else 1.0
     all_reduce = link.all_reduce(cost.gradient_bytes, processes, cost.buckets)
     return cost.seconds(images) * crowding + max(share, 0.0) * all_reduce

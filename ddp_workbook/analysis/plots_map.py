@@ -8,7 +8,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ddp_workbook.analysis.break_even import Curve, baseline_name, break_even, curves, hook_name, is_settled
+from ddp_workbook.analysis.break_even import (
+    Curve,
+    baseline_name,
+    break_even,
+    curves,
+    hook_name,
+    is_settled,
+    shown_gains,
+)
 from ddp_workbook.analysis.plots_style import INK, ORANGE, RANKS, error_bars, new_figure, set_finding
 from ddp_workbook.records.batch_map import BatchMap, NetworkMap
 from ddp_workbook.specs import MODELS
@@ -99,20 +107,24 @@ def _legend(figure: Figure, record: BatchMap, networks: list[NetworkMap]) -> Non
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
 
 
+def _when(ways: list[Curve]) -> str:
+    """From which batch on the best of these ways to send pays, or at which batches alone."""
+    first, last = ways[0].batches[0], ways[0].batches[-1]
+    found = min(map(break_even, ways), key=lambda each: each.high)
+    if found.high == 0:
+        return f"from {first} images on"
+    if found.high < math.inf:
+        return f"from {found.value:,.0f} images on" if found.value else f"from {first} images or less on"
+    gains = shown_gains(max(ways, key=lambda curve: sum(each.low > 1 for each in curve.speedups)))
+    return f"at {gains} images, not shown at more up to {last:,}" if gains else f"not shown up to {last:,}"
+
+
 def _finding(record: BatchMap, networks: list[NetworkMap]) -> str:
-    """Where each network pays over the strongest baseline by its best way to send."""
+    """When each network pays over the strongest baseline by its best way to send."""
     words, last = [], None
     for network in networks:
         last = curves(network)[-1].baseline
-        found = min(
-            (break_even(curve) for curve in curves(network) if curve.baseline == last), key=lambda each: each.high
-        )
-        label = MODELS[network.model].label
-        if found.high == 0:
-            words.append(f"{label} from {network.points[0].batch} images on")
-        elif found.high < math.inf:
-            words.append(f"{label} from {found.value or found.high:,.0f} images on")
-        else:
-            words.append(f"{label} not shown up to {network.points[-1].batch:,}")
+        found = _when([curve for curve in curves(network) if curve.baseline == last])
+        words.append(f"{MODELS[network.model].label} {found}")
     start = f"When {record.processes} processes pay over {baseline_name(record, last)}, by the best way to send"
     return f"{start}: {'; '.join(words)}"

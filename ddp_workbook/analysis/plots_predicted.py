@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ddp_workbook.analysis import costmodel
-from ddp_workbook.analysis.clusters import Cluster, unit_of, whole_nodes
+from ddp_workbook.analysis.clusters import Cluster, node_size_of, unit_of, whole_nodes
 from ddp_workbook.analysis.costmodel import (
     FEWEST_IMAGES,
     SETTLED_WIDTH,
@@ -24,7 +24,7 @@ from ddp_workbook.analysis.costmodel import (
 from ddp_workbook.analysis.plots_style import GREY, INK, ORANGE, error_bars, new_figure, percent, set_finding
 from ddp_workbook.analysis.speedup import over_all_cores
 from ddp_workbook.records.timing import BatchSweep, BenchmarkRecord, Interval, StepBreakdown
-from ddp_workbook.specs import MODELS
+from ddp_workbook.specs import DATASETS, MODELS
 
 FARTHEST = 4  # times the largest measured batch: so far the model's line is drawn
 MEASURED, UNSETTLED = {"fmt": "s"}, {"fmt": "s", "markerfacecolor": "white"}
@@ -185,18 +185,22 @@ def _verdict(predicted: float, measured: Interval) -> str:
 def predicted_on_network(costs: ModelCosts, batch: int, network: Link | Cluster, processes: int, title: str) -> Figure:
     """Predicted speedup on a network of machines like this one, over one of them with one batch; and Amdahl's curve.
 
-    Strong scaling splits the batch, down to FEWEST_IMAGES a machine; weak scaling gives every machine a whole one.
+    Strong scaling splits the batch, down to FEWEST_IMAGES a machine; weak scaling gives every machine a whole one, as
+    far as the training images go. The axis ends where both do.
     """
     figure, axes = new_figure(1, 1, height=3.9)
     ax = axes[0, 0]
+    most_split, most_whole = _most_machines(costs, batch, processes)
+    processes = min(processes, max(most_split, most_whole))
+    processes -= processes % min(processes, node_size_of(network))
     counts = np.array(whole_nodes(np.geomspace(1, processes, 40).round().astype(int), network))
-    split = counts[batch / counts >= FEWEST_IMAGES] if batch >= FEWEST_IMAGES else counts[:1]
+    split, whole = counts[counts <= most_split], counts[counts <= most_whole]
     strong = np.array([costs.speedup_on_network(batch, int(count), network) for count in split])
-    weak = np.array([costs.weak_speedup_on_network(batch, int(count), network) for count in counts])
+    weak = np.array([costs.weak_speedup_on_network(batch, int(count), network) for count in whole])
     share = costmodel.serial_share(costs, batch)
     amdahl = costmodel.amdahl(share, split)
     ax.plot(split, strong, color=ORANGE)
-    ax.plot(counts, weak, color=ORANGE, linestyle="--")
+    ax.plot(whole, weak, color=ORANGE, linestyle="--")
     ax.plot(split, amdahl, color=GREY, linestyle=":")
     ax.plot(counts, counts, color=GREY, linewidth=1)
     _machine_axis(ax, processes, strong.min(), unit_of(network))
@@ -209,10 +213,16 @@ def predicted_on_network(costs: ModelCosts, batch: int, network: Link | Cluster,
         f"Amdahl, serial share {percent(share)}": amdahl[-1], "predicted, batch split (strong)": strong[-1],
     })  # fmt: skip
     ends = f"{strong[-1]:.2g} when {split[-1]} {unit_of(network)} split the batch, "
-    ends += f"{weak[-1]:.2g} when {counts[-1]} have a whole batch each"
+    ends += f"{weak[-1]:.2g} when {whole[-1]} have a whole batch each"
     title = title if title.lower().startswith("predicted") else f"Predicted: {title}"
     set_finding(figure, f"{title[0].upper()}{title[1:]}. Speedup {ends}")
     return figure
+
+
+def _most_machines(costs: ModelCosts, batch: int, processes: int) -> tuple[int, int]:
+    """How many machines at most can split the batch, and how many can have a whole one of the training images each."""
+    images = DATASETS[costs.sweep.dataset].images  # None: the user's own
+    return max(batch // FEWEST_IMAGES, 1), processes if images is None else max(images[0] // batch, 1)
 
 
 def _machine_axis(ax: Axes, processes: int, lowest: float, unit: str) -> None:

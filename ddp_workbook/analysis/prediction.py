@@ -165,10 +165,11 @@ def predict_network(
         f"global batch {config.base_batch_size}, split among the {unit}; all communication is added, {hidden}",
         strong.round(3).to_string(),
     ]
-    if strong.index[-1] * 2 <= processes:
+    most = _counts(network, processes)[-1]
+    if strong.index[-1] < most:
         lines.append(f"no row for more: a machine would have fewer than {FEWEST_IMAGES} images of the batch")
     lines += [f"a batch of {config.base_batch_size} each (weak scaling)", weak.round(3).to_string()]
-    if weak.index[-1] * 2 <= processes:
+    if weak.index[-1] < most:
         lines.append(f"no row for more: the global batch would be larger than the {images[0]} training images")
     return "\n".join([*lines, _limits(weak, noise_scale), str(run_dir / "prediction.png")])
 

@@ -167,9 +167,10 @@ def map_batches(
     for name in (FILE, UNFINISHED, FIGURE):
         require_replaceable(folder / name)
     with measuring_alone(output_dir):
-        record = _begun(folder / UNFINISHED, empty, report)
+        hooks = _hooks(config, processes)
+        record = _begun(folder / UNFINISHED, empty, hooks, report)
         try:
-            record = _measure(record, config, images, folder / UNFINISHED, report)
+            record = _measure(record, config, images, hooks, folder / UNFINISHED, report)
         except KeyboardInterrupt as stop:
             stop.args = ("stopped; to continue: the same command",)  # the command's last line
             raise
@@ -179,8 +180,11 @@ def map_batches(
     return record, folder
 
 
-def _begun(path: Path, empty: BatchMap, report: Callable[[str], None]) -> BatchMap:
-    """The unfinished map in this file, if there is one, else the empty one. Raises InputError for another map."""
+def _begun(path: Path, empty: BatchMap, hooks: list[CommHookName], report: Callable[[str], None]) -> BatchMap:
+    """The unfinished map in this file, if there is one, else the empty one. Raises InputError for another map.
+
+    It is another one where its environment, its settings, its networks or its ways to send gradients are not today's.
+    """
     if not path.exists():
         return empty
     found = load_record(BatchMap, path)
@@ -191,9 +195,13 @@ def _begun(path: Path, empty: BatchMap, report: Callable[[str], None]) -> BatchM
     ]
     names += [
         name
-        for name in ("dataset", "processes", "threads", "largest_batch")
+        for name in ("dataset", "processes", "threads", "backend", "largest_batch")
         if getattr(found, name) != getattr(empty, name)
     ]
+    if [network.model for network in found.networks] != [network.model for network in empty.networks]:
+        names.append("list of networks")
+    if any(list(point.distributed) != hooks for network in found.networks for point in network.points):
+        names.append("list of communication hooks")
     if names:
         raise InputError(
             f"{path} is an unfinished map whose {names[0]} differs; finish it with its own flags, or remove it"
@@ -202,9 +210,15 @@ def _begun(path: Path, empty: BatchMap, report: Callable[[str], None]) -> BatchM
     return found
 
 
-def _measure(record: BatchMap, config: TrainConfig, images: int, path: Path, report: Callable[[str], None]) -> BatchMap:
+def _measure(
+    record: BatchMap,
+    config: TrainConfig,
+    images: int,
+    hooks: list[CommHookName],
+    path: Path,
+    report: Callable[[str], None],
+) -> BatchMap:
     """The complete map; the file has every point as soon as it is measured."""
-    hooks = _hooks(config, record.processes)
     networks = list(record.networks)
     for number, network in enumerate(networks):
         if next_batch(network, record.processes) is None:

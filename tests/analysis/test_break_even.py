@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from helper_map import TRUE_BREAK_EVEN, curve_map, make_map, make_point, search
+from helper_map import TRUE_BREAK_EVEN, constant_point, curve_map, make_map, make_point, search
 from helper_plots import finding
 
 from ddp_workbook.analysis import plots_map
@@ -56,6 +56,14 @@ def test_the_interval_holds_the_true_break_even_as_often_as_it_says(spread):
     assert np.mean([one.low <= TRUE_BREAK_EVEN <= one.high for one in found]) >= 0.93
     assert np.median([one.value for one in found]) == pytest.approx(TRUE_BREAK_EVEN, rel=0.05)
     assert np.median([one.high / one.low for one in found]) < 2
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.05])
+def test_a_gain_that_does_not_exist_is_seldom_shown(spread):
+    """Whole searches where the true speedup is 0.985 at every batch: the interval's upper end should be open."""
+    draws = np.random.default_rng(0)
+    found = [break_even(curves(search(spread, draws, lambda batch: 0.985))[0]) for _ in range(200)]
+    assert np.mean([one.high < math.inf for one in found]) <= 0.05
 
 
 def with_slow_round(seconds, number):
@@ -126,8 +134,60 @@ def test_a_slow_round_does_not_stretch_the_scale():
             make_map(NetworkMap(model="cnn", points=[make_point(16, [0.8, 0.9, 1.2], [1.0] * 3)])),
             "are not shown to pay up to a global batch of 16 images, the largest one so far; nor is a loss shown.",
         ),
+        (
+            curve_map(BATCHES, [0.5, 1.1, 1.2, 0.98]),
+            "pay at a global batch of 32 to 64 images, but are not shown to at larger ones up to 128 images, the "
+            "largest one measured; at 128 images a loss is shown.",
+        ),
+        (
+            curve_map(BATCHES, [1.3, 0.9, 0.8, 0.7]),
+            "pay at a global batch of 16 images, but are not shown to at larger ones up to 128 images, the largest one "
+            "measured; from 32 images on a loss is shown.",
+        ),
+        (
+            curve_map(BATCHES, [1.3, 0.9, 1.2, 1.0]),
+            "pay at a global batch of 16 and 64 images, but are not shown to at larger ones up to 128 images, the "
+            "largest one measured; nor is a loss shown.",
+        ),
+        (
+            curve_map([16, 32, 64, 256], [1.3, 1.0, 0.9, 1.0]),
+            "pay at a global batch of 16 images, but are not shown to at larger ones up to 256 images, the largest one "
+            "measured; from 256 images on a loss is not shown either.",
+        ),
+        (
+            curve_map(BATCHES, [0.8, 1.0, 0.9, 0.8]),
+            "are not shown to pay up to a global batch of 128 images, the largest one measured; from 64 images on a "
+            "loss is shown.",
+        ),
+        (
+            make_map(
+                NetworkMap(
+                    model="cnn",
+                    points=[
+                        constant_point(16, 1.2),
+                        constant_point(32, 0.9),
+                        make_point(64, [0.98, 1.05, 1.2], [1.0] * 3),
+                    ],
+                )
+            ),
+            "may pay from a global batch of 51 images on, but are not shown to up to 64 images, the largest one so "
+            "far; a gain is shown at 16 images.",
+        ),
     ],
-    ids=["between", "always", "memory", "images", "perhaps", "not shown"],
+    ids=[
+        "between",
+        "always",
+        "memory",
+        "images",
+        "perhaps",
+        "not shown",
+        "gain, then a loss",
+        "long loss",
+        "two gains",
+        "loss in between",
+        "loss after none",
+        "gain, then perhaps",
+    ],
 )
 def test_the_sentence_says_what_the_interval_says(record, expected):
     start = "CNN, through Gloo, over one process with 2 threads: on this machine 2 processes "
@@ -142,3 +202,23 @@ def test_the_figure_names_the_break_even_and_draws_it():
     )
     dashed = [line for line in figure.axes[0].lines if line.get_linestyle() == "--"]
     assert [line.get_xdata()[0] for line in dashed] == pytest.approx([16 * 2**2.5])
+
+
+@pytest.mark.parametrize(
+    ("speedups", "words"),
+    [
+        ([0.5, 1.1, 1.2, 0.98], "CNN at 32 to 64 images, not shown at more up to 128"),
+        ([0.5, 0.6, 1.0, 0.98], "CNN not shown up to 128"),
+        ([1.1, 1.2, 1.3, 1.4], "CNN from 16 images on"),
+    ],
+)
+def test_the_heading_says_what_the_sentence_says(speedups, words):
+    assert finding(plots_map.batch_map(curve_map(BATCHES, speedups))).endswith(f": {words}")
+
+
+def test_a_break_even_at_or_below_the_smallest_batch_stands_so_in_the_heading():
+    """The medians are above 1 from the smallest batch on, which is shown from the second one on."""
+    record = make_map(NetworkMap(model="cnn", points=[make_point(16, [0.95, 1.05, 1.1], [1.0] * 3),
+                                                      constant_point(32, 1.2)]))  # fmt: skip
+    assert "pay from a global batch of 16 images or less on, at most" in read_map(record)
+    assert finding(plots_map.batch_map(record)).endswith(": CNN from 16 images or less on")

@@ -20,7 +20,6 @@ from ddp_workbook.analysis.costmodel import (
     is_settled,
     judge,
     measured_speedup,
-    predict_step,
     serial_share,
     slowest,
 )
@@ -213,11 +212,30 @@ def test_one_outlier_leaves_three_rounds_open_but_not_nine():
         assert is_settled(point) == settled
 
 
-def test_ranks_beyond_the_cores_take_turns():
-    costs, free = ModelCosts(make_sweep(), "mlp"), Link(0.0, 1e30)
-    two, eight = (predict_step(costs.rank, 16, free, n, cores=2) for n in (2, 8))
-    assert eight == pytest.approx(4 * two)
-    assert costs.speedup_here(64, 2, free) == pytest.approx((1e-3 + 5e-5 * 64) / (1e-3 + 1e-4 * 32))
+@pytest.mark.parametrize("measured", [2, 4])
+def test_ranks_beyond_the_cores_take_turns(measured):
+    """As many as were measured, and others; whether or not those of the sweep took turns themselves."""
+    costs, free = ModelCosts(make_sweep(measured), "mlp"), Link(0.0, 1e30)
+    for processes, turns in ((2, 1), (3, 1.5), (4, 2), (8, 4)):
+        expected = (1e-3 + 5e-5 * 64) / (turns * (1e-3 + 1e-4 * 64 / processes))
+        assert costs.speedup_here(64, processes, free) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_speedup_that_was_measured_exactly_is_predicted_exactly(processes, threads):
+    """On two cores, with ranks that take turns, and with more threads than cores: the sweep has felt that already."""
+    sweep = make_sweep(processes).model_copy(update={"threads": threads})
+    link = fit_link(sweep.all_reduce)
+    for point in sweep.points:
+        found = ModelCosts(sweep, point.model).speedup_here(processes * point.images, processes, link)
+        assert found == pytest.approx(measured_speedup(point).value)
+
+
+def test_more_threads_than_cores_leave_one_rank_at_a_time():
+    sweep, free = make_sweep().model_copy(update={"threads": 4}), Link(0.0, 1e30)
+    costs = ModelCosts(sweep, "mlp")
+    assert costs.speedup_here(64, 4, free) == pytest.approx((1e-3 + 5e-5 * 64) / (2 * (1e-3 + 1e-4 * 16)))
 
 
 def test_on_a_free_network_only_the_fixed_part_holds_speedup_back():
@@ -249,6 +267,24 @@ def test_a_predicted_speedup_has_the_noise_of_all_its_points():
     assert 0 < found.low < found.value < found.high
     one = costs.speedup_interval(64, 1, link)
     assert (one.value, one.low, one.high) == (1, 1, 1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_two_rounds_are_enough_for_an_interval():
+    """Each is left out once: Student's t with one degree of freedom, over half of the distance between the two."""
+    sweep, link = make_sweep(), fit_link(make_sweep().all_reduce)
+
+    def costs_with(*factors):
+        first = sweep.points[0]
+        points = [each.model_copy(update={"serial": each.serial[:2], "synced": each.synced[:2],
+                                          "no_sync": each.no_sync[:2]}) for each in sweep.points]  # fmt: skip
+        points[0] = points[0].model_copy(update={"serial": [factor * first.serial[0] for factor in factors]})
+        return ModelCosts(sweep.model_copy(update={"points": points}), "mlp")
+
+    found = costs_with(0.9, 1.1).speedup_interval(64, 2, link)
+    slow, fast = (costs_with(factor, factor).speedup_here(64, 2, link) for factor in (1.1, 0.9))
+    reach = stats.t.ppf(0.975, 1) * np.log(slow / fast) / 2
+    assert np.log([found.low, found.high]) - np.log(found.value) == pytest.approx([-reach, reach])
 
 
 def test_amdahl_by_hand():

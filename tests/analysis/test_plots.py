@@ -68,6 +68,9 @@ FIGURES = {
     "predicted on a cluster": lambda: plots_cost.predicted_on_network(
         ModelCosts(make_sweep(), "mlp"), 64, Cluster(6, Link(3e-6, 4e10), Link(5e-5, 1e9)), 96, "predicted: a recipe"
     ),
+    "predicted beyond the images": lambda: plots_cost.predicted_on_network(
+        ModelCosts(make_sweep(), "resnet50"), 512, Link(5e-5, 1e9), 4096, "predicted: a recipe"
+    ),
     "one machine": lambda: plots_cost.predicted_on_network(
         ModelCosts(make_sweep(), "mlp"), 64, Link(5e-5, 1e9), 1, "predicted: a recipe"
     ),

@@ -10,10 +10,13 @@ from helper_records import make_breakdown, make_steps, make_sweep
 from matplotlib.patches import FancyArrowPatch
 
 from ddp_workbook.analysis import plots_cost, plots_ring, plots_style
-from ddp_workbook.analysis.costmodel import ModelCosts, exposed, fit_link, measured_speedup
+from ddp_workbook.analysis.clusters import Cluster, unit_of
+from ddp_workbook.analysis.costmodel import Link, ModelCosts, exposed, fit_link, measured_speedup
 from ddp_workbook.analysis.speedup import over_all_cores
 from ddp_workbook.errors import InputError
 from ddp_workbook.records.timing import Interval
+
+ETHERNET = Link(50e-6, 1e9)
 
 
 @pytest.fixture(autouse=True)
@@ -172,6 +175,16 @@ def test_through_shared_memory_a_step_costs_what_was_exposed():
     assert shared.get_ydata() == pytest.approx((1 + 0.05 * batch) / (1 + 0.1 * batch / 2 + 1.005), rel=1e-3)
 
 
+def test_both_ways_compute_equally_long_where_ranks_take_turns():
+    """Four ranks on two cores: between the two curves, a step differs by the communication alone."""
+    sweep = make_sweep(4)
+    lines = plots_cost.pay_panels(sweep, "resnet50", make_shared()).axes[0].get_lines()
+    batch = lines[0].get_xdata()
+    gloo, shared = ((1e-3 + 5e-5 * batch) / line.get_ydata() for line in (lines[0], lines[2]))
+    added = fit_link(sweep.all_reduce).all_reduce(90_000_000, 4) - exposed(make_shared()).value
+    assert gloo - shared == pytest.approx(np.full(len(batch), added))
+
+
 def test_an_outlier_does_not_rule_the_scale():
     """It is not settled: it is named at the edge, and everything else stays as it was."""
     sweep = make_sweep()
@@ -203,6 +216,27 @@ def test_the_prediction_gets_its_verdict(measured, words):
     drawn = {(count, round(speedup.value, 4)) for count, speedup in measured}
     assert points(figure.axes[0], plots_style.ORANGE) == drawn
     assert figure.axes[0].get_lines()[0].get_xdata().tolist() == [1, 2, 3, 4]  # twice the 2 cores
+
+
+@pytest.mark.parametrize(
+    ("dataset", "batch", "network", "processes", "whole", "split"),
+    [
+        ("digits", 64, ETHERNET, 4096, 22, 8),  # 22 times 64 of the 1437 images
+        ("digits", 64, Cluster(4, ETHERNET, ETHERNET), 4096, 20, 8),
+        ("digits", 64, Cluster(64, ETHERNET, ETHERNET), 64, 22, 8),
+        ("digits", 64, ETHERNET, 16, 16, 8),
+        ("digits", 1024, ETHERNET, 4096, 1, 128),
+        ("cifar10", 64, ETHERNET, 64, 64, 8),
+        ("imagefolder", 64, ETHERNET, 64, 64, 8),
+    ],
+)
+def test_curves_on_a_network_end_where_the_images_do(dataset, batch, network, processes, whole, split):
+    costs = ModelCosts(make_sweep().model_copy(update={"dataset": dataset}), "mlp")
+    figure = plots_cost.predicted_on_network(costs, batch, network, processes, "predicted: a recipe")
+    strong, weak, _, ideal = figure.axes[0].get_lines()
+    assert [line.get_xdata()[-1] for line in (strong, weak, ideal)] == [split, whole, max(split, whole)]
+    assert f"{split} {unit_of(network)} split the batch" in finding(figure)
+    assert f"when {whole} have a whole batch each" in finding(figure)
 
 
 def test_of_two_measurements_of_one_count_the_first_is_drawn():

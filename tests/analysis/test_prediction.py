@@ -123,6 +123,16 @@ def test_predict_writes_a_picture_and_says_predicted(tmp_path):
     assert (tmp_path / "prediction.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize(("batch", "expected"), [(40, ["machine"]), (48, []), (300, ["global"]), (6, ["machine"])])
+def test_a_table_that_ends_early_says_why_in_nodes_of_any_size(tmp_path, batch, expected):
+    """One node of 6: 40 images give 6.7 each, and 6 batches of 300 are more than the 1437 images."""
+    save_record(make_sweep(), tmp_path / "batch_sweep.json")
+    config = replace(RECIPES["resnet50-digits"], base_batch_size=batch)
+    text = predict_network(config, tmp_path, 10.0, 50.0, 6, None, node_size=6, intra_gbit=1200.0, intra_us=3.0)
+    notes = [line for line in text.splitlines() if line.startswith("no row for more")]
+    assert [note.split()[5] for note in notes] == expected
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

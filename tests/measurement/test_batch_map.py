@@ -127,6 +127,27 @@ def test_an_unfinished_map_is_continued_and_another_one_refused(real_map, tmp_pa
     assert not unfinished.exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "models", "name"),
+    [
+        ({"backend": "nccl"}, ["mlp"], "backend"),
+        ({}, ["mlp", "cnn"], "list of networks"),
+        ({}, ["cnn"], "list of networks"),
+        ({}, ["mlp"], "list of communication hooks"),
+    ],
+)
+def test_an_unfinished_map_of_other_networks_or_ways_to_send_is_refused(
+    real_map, tmp_path, monkeypatch, changes, models, name
+):
+    """Continued, it would lack a network, or end with an error of Python's."""
+    record, _, _ = real_map
+    monkeypatch.setattr(batch_map, "MODELS", {model: MODELS[model] for model in models})
+    monkeypatch.setattr(batch_map, "_hooks", lambda config, processes: ["allreduce", "bf16"])
+    save_record(record.model_copy(update=changes), tmp_path / "mlp-digits" / UNFINISHED)
+    with pytest.raises(InputError, match=f"an unfinished map whose {name} differs"):
+        batch_map.map_batches(CONFIG, 2, 32, tmp_path, lambda line: None)
+
+
 def test_what_was_measured_stays_when_it_is_stopped(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
@@ -137,6 +158,7 @@ def test_what_was_measured_stays_when_it_is_stopped(tmp_path, monkeypatch):
     begun = begun.model_copy(update={"networks": [begun.networks[0].model_copy(update={"end": None})]})
     monkeypatch.setattr(batch_map, "describe_environment", lambda device: begun.environment)
     monkeypatch.setattr(batch_map, "choose_threads", lambda asked, processes: begun.threads)
+    monkeypatch.setattr(batch_map, "_hooks", lambda config, processes: ["allreduce"])
     save_record(begun, tmp_path / "mlp-digits" / UNFINISHED)
     with pytest.raises(KeyboardInterrupt, match="to continue: the same command"):
         batch_map.map_batches(CONFIG, 2, 64, tmp_path, lambda line: None)
