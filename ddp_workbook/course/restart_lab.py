@@ -115,9 +115,14 @@ def plot_timelines(disturbed: Timeline, undisturbed: Timeline) -> Figure:
         times, epochs = zip(*timeline.epochs, strict=True)
         ax.step(times, epochs, where="post", color=colour, marker=marker, label=name)
     top = max(epoch for _, epoch in undisturbed.epochs)
-    for number, (what, when) in enumerate(disturbed.events.items()):
+    labels: dict[str, list[str]] = {}  # what happens within a tenth of a second has one
+    for what, when in disturbed.events.items():
         ax.axvline(when, color=GREY, linestyle=":", linewidth=1)
-        ax.text(when, top * (0.33 - 0.1 * number), f" {what}, {when:.1f} s", fontsize=8, va="center")
+        labels.setdefault(f"{when:.1f}", []).append(what)
+    for number, (when, whats) in enumerate(labels.items()):
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+        place = float(when) + 0.012 * disturbed.seconds, top * (0.33 - 0.12 * number)
+        ax.text(*place, f"{when} s: {', '.join(whats)}", fontsize=8, va="center", bbox=paper, zorder=5)
     starts = [(0.0, max(disturbed.epochs[0][0] - epoch_seconds(undisturbed), 0))]
     starts += [(disturbed.events["killed"], when) for what, when in disturbed.events.items() if "restarted" in what]
     for number, (begin, end) in enumerate(starts):

@@ -129,4 +129,4 @@ def test_the_figure_shows_epochs_and_events():
     [ax] = plot_timelines(disturbed, undisturbed).axes
     steps = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in ax.get_lines()[:2]}
     assert steps == {"undisturbed": undisturbed.epochs, "one rank killed": disturbed.epochs}
-    assert [text.get_text().strip() for text in ax.texts] == ["killed, 2.0 s", "the other rank notices, 2.2 s"]
+    assert [text.get_text().strip() for text in ax.texts] == ["2.0 s: killed", "2.2 s: the other rank notices"]
