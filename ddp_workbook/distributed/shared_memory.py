@@ -17,9 +17,7 @@ from ddp_workbook.errors import InputError
 FOLDER = Path("/dev/shm")  # on Linux, files in this folder are in memory
 
 
-def require_shared_memory(
-    device: torch.device, processes: int, local_processes: int, parameters: int | None = None
-) -> None:
+def require_shared_memory(device: torch.device, processes: int, local_processes: int, parameters: int = 0) -> None:
     """Raise InputError where the processes cannot share memory, or not enough for a model of so many parameters."""
     if sys.platform == "win32":
         raise InputError("--comm-hook shared-memory needs Linux or macOS; use --comm-hook allreduce")
@@ -29,7 +27,7 @@ def require_shared_memory(
         raise InputError(f"--comm-hook shared-memory needs --device cpu, not {device.type}: between GPUs NCCL does it")
     if processes != local_processes:
         raise InputError("--comm-hook shared-memory needs all processes on one machine; use --comm-hook allreduce")
-    needed = 4 * 2 * processes * (parameters or 0)
+    needed = 4 * 2 * processes * parameters
     free = shutil.disk_usage(FOLDER if FOLDER.is_dir() else tempfile.gettempdir()).free
     if needed > free:
         raise _too_little(needed, f"{free // 2**20} MiB are free")

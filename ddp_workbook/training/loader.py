@@ -37,7 +37,7 @@ def steps_per_epoch(images: int, config: TrainConfig, world: World) -> int:
 
 
 def stream(seed: int, number: int = 0) -> int:
-    """The seed of a run's random numbers no. `number`: runs with the seeds s and s + 1 have none in common."""
+    """The seed of a run's random numbers no. `number`, below a million: runs with neighbouring seeds share none."""
     return (seed * 1_000_003 + number) % 2**63
 
 
