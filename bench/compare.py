@@ -139,7 +139,10 @@ def compare(job: str, processes: int, options: Options) -> pd.DataFrame:
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Medians with their intervals, and the workbook's rate over each: the median of the ratios of each round."""
+    """Medians with their intervals; ratios of rates are medians of the ratios within a round.
+
+    The workbook's rate over each, and the rate with torch.compile over that without.
+    """
     table = []
     for (job, processes), part in rows.groupby(["job", "processes"], sort=False):
         rates = part.pivot(index="round", columns="contestant", values="images_per_second")
@@ -152,6 +155,9 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
                 ours = f"workbook, {precision}"
                 if ours in rates and not name.startswith("workbook"):
                     row[f"{ours}, over it"] = median_interval(rates[ours] / rates[name]).text(".2f")
+            if name.endswith(", compiled"):
+                plain = rates[name.removesuffix(", compiled")]
+                row["over itself not compiled"] = median_interval(rates[name] / plain).text(".2f")
             table.append(row)
     return pd.DataFrame(table).fillna("")
 

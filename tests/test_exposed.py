@@ -107,7 +107,7 @@ def test_a_planted_delay_is_found_at_its_size(name):
 
 
 class SlowBackward(torch.autograd.Function):
-    """The identity; its backward takes 80 ms, as a long layer would, and leaves the processor free."""
+    """The identity; its backward takes 160 ms, as a long layer would, and leaves the processor free."""
 
     @staticmethod
     def forward(_, x: Tensor) -> Tensor:
@@ -115,12 +115,12 @@ class SlowBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(_, gradient: Tensor) -> Tensor:
-        time.sleep(0.08)
+        time.sleep(0.16)
         return gradient
 
 
 def with_hidden_delay(rank: int) -> Report:
-    """Rank 1 joins the all-reduce of the first bucket 40 ms late, while both ranks compute for 80 ms."""
+    """Rank 1 joins the all-reduce of the first bucket 80 ms late, while both ranks compute for 160 ms."""
 
     def hook(_, bucket):
         buffer, late = bucket.buffer() / 2, rank == 1 and not bucket.is_last()
@@ -128,7 +128,7 @@ def with_hidden_delay(rank: int) -> Report:
             return dist.all_reduce(buffer, async_op=True).get_future().then(lambda future: future.value()[0])
 
         def average() -> None:
-            time.sleep(0.04)
+            time.sleep(0.08)
             dist.all_reduce(buffer)
             averaged.set_result(buffer)
 
@@ -147,19 +147,19 @@ def with_hidden_delay(rank: int) -> Report:
 def test_a_hidden_delay_is_not_reported():
     report = run_on_ranks(with_hidden_delay, 2)[0]
     in_sum = sum(span.end - span.start for span in report.ranks[0].collectives)
-    assert in_sum > 0.038  # this is what a profiler shows, and it is not the cost
-    assert report.exposed().median < 0.015
+    assert in_sum > 0.078  # this is what a profiler shows, and it is not the cost
+    assert report.exposed().median < 0.04
     first = report.ranks[0].collectives[0]
     forward, backward = report.ranks[0].parts[1:3]
     assert forward.end <= first.start and first.end < backward.end  # the timeline shows the overlap
 
 
 def with_slow(rank: int, part: str) -> Report:
-    """Rank 1 sleeps 40 ms in each forward pass, or for each batch."""
+    """Rank 1 sleeps 80 ms in each forward pass, or for each batch."""
     net, batch = build("mlp")
     if part == "forward":
-        net.register_forward_hook(lambda *_: time.sleep(0.04 * rank))
-    delay = 0.04 * rank if part == "data" else 0
+        net.register_forward_hook(lambda *_: time.sleep(0.08 * rank))
+    delay = 0.08 * rank if part == "data" else 0
     batches = ((time.sleep(delay), batch)[1] for _ in count())
     return measured(DistributedDataParallel(net), batches)
 
@@ -168,20 +168,20 @@ def test_a_slow_rank_is_named_and_its_wait_is_not_communication():
     report = run_on_ranks(with_slow, 2, "forward")[0]
     last, middle, longer = report.straggler()
     assert (last.rank, middle.rank) == (1, 0) and "slowest rank: rank 1" in str(report)
-    assert 0.035 < longer.median < 0.06
-    assert report.exposed().median < 0.015 and report.data() < 0.01
+    assert 0.06 < longer.median < 0.12
+    assert report.exposed().median < 0.04 and report.data() < 0.04
 
 
 def test_slow_data_are_found():
     report = run_on_ranks(with_slow, 2, "data")[0]
-    assert 0.039 < report.data() < 0.06 and report.data(report.ranks[0]) < 0.01
+    assert 0.079 < report.data() < 0.12 and report.data(report.ranks[0]) < 0.04
     assert "longest on rank 1" in str(report)
-    assert report.exposed().median < 0.015 and report.straggler()[2].median < 0.015
+    assert report.exposed().median < 0.04 and report.straggler()[2].median < 0.04
 
 
 class SlowBuffers(DistributedDataParallel):
     def _sync_buffers(self) -> None:
-        time.sleep(0.03)
+        time.sleep(0.06)
         super()._sync_buffers()
 
 
@@ -204,7 +204,7 @@ def with_slow_buffers(_: int) -> tuple[Report, bool]:
 def test_the_broadcast_of_buffers_belongs_to_synchronized_steps_and_the_state_is_put_back():
     results = run_on_ranks(with_slow_buffers, 2)
     report = results[0][0]
-    assert report.exposed("forward").low > 0.02
+    assert report.exposed("forward").low > 0.03
     assert "gloo:broadcast" in {span.name for span in report.ranks[0].collectives}
     assert all(put_back for _, put_back in results)
 
