@@ -101,8 +101,7 @@ def test_a_planted_delay_is_found_at_its_size(name):
     for real, report in delayed:
         low, high = report.exposed().low - none.exposed().high, report.exposed().high - none.exposed().low
         assert low - SLACK <= real <= high + SLACK, (real, none.exposed(), report.exposed())
-    # The long delay is told from none also beside other work, where two ranks wait up to 15 ms for a processor.
-    assert low > real / 2
+    assert low > real / 2  # the long one is told from none, also beside other work, where ranks wait for a processor
     assert report.exposed("backward").median > report.exposed("forward").median + real / 2
 
 
