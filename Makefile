@@ -35,7 +35,8 @@ test-oldest: $(OLDEST)/ready
 test-faults: $(READY)
 	FAULTS=full $(BIN)/pytest -s tests/faults
 
-# The training loop against the bare step, and against what people use instead: an hour, alone on the machine, please.
+# The training loop against the bare step, and against what people use instead, with and without torch.compile: two to five
+# hours, alone on the machine, please.
 bench: $(READY)
 	$(BIN)/pip install --quiet --editable ".[bench]"
 	$(BIN)/python bench/training_loop.py
