@@ -47,6 +47,7 @@ def prepare() -> None:
     """Start the server of process_context() in the background, so that the first processes need not wait for it.
 
     SIGINT is blocked meanwhile: the server inherits that, until it ignores the signal by itself (fork_server.py).
+    Raises InputError when the name of the temporary folder is too long for a socket in it.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return
@@ -57,6 +58,13 @@ def prepare() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
+    except OSError as error:
+        if "AF_UNIX" not in str(error):
+            raise
+        raise InputError(
+            f"the name of the temporary folder, TMPDIR={tempfile.gettempdir()}, is too long for a socket in it; "
+            f"set TMPDIR to a folder with a shorter name, such as /tmp"
+        ) from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -101,12 +109,7 @@ def _start(worker: BaseProcess) -> None:
         worker.start()
     except BaseException as error:
         clear_frames(error.__traceback__)  # they hold the pipe without which it ends: see end_with_owner()
-        if "AF_UNIX" not in str(error):
-            raise
-        raise InputError(
-            f"the name of the temporary folder, TMPDIR={tempfile.gettempdir()}, is too long for a socket in it; "
-            f"set TMPDIR to a folder with a shorter name, such as /tmp"
-        ) from None
+        raise
 
 
 def _begin(target: Callable[..., None], *arguments: object) -> None:

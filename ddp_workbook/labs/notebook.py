@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from IPython.core.interactiveshell import InteractiveShell
 
@@ -15,7 +16,8 @@ from ddp_workbook.labs.verdict import CannotJudge
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """%load_ext ddp_workbook.labs.notebook"""
-    processes.prepare()
+    with suppress(InputError):  # the first judged answer says it
+        processes.prepare()
     shell.register_magic_function(_lab, magic_kind="cell", magic_name="lab")
     shell.push({"hint": hint, "solution": solution, "status": status})
 

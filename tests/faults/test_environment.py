@@ -102,13 +102,13 @@ def test_a_folder_with_any_other_name_can_be_stored(tmp_path):
 
 @posix
 def test_a_temporary_folder_whose_name_is_too_long_for_a_socket(tmp_path, monkeypatch):
-    """A server of processes that is started now has its socket there."""
+    """A server of processes has its socket there; the one of the tests before may run already."""
     folder = tmp_path / ("x" * 100)
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     monkeypatch.setitem(multiprocessing.process.current_process()._config, "tempdir", str(folder))
     server = multiprocessing.forkserver.ForkServer()
-    monkeypatch.setattr(multiprocessing.forkserver, "connect_to_new_process", server.connect_to_new_process)
+    monkeypatch.setattr(multiprocessing.forkserver, "ensure_running", server.ensure_running)
     line = (
         f"the temporary folder, TMPDIR={folder}, is too long for a socket in it; set TMPDIR to a folder with a shorter"
     )
