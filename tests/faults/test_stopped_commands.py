@@ -77,7 +77,7 @@ def test_a_second_signal_does_not_wait_for_the_cell(tmp_path):
     wait_for(tmp_path / "heard")
     code, _, err = end(process, signal.SIGINT)
     assert code == 130
-    assert err.startswith("stopped by SIGINT in 02_baseline_training, cell 3 of 3; ")
+    assert err.startswith("stopped by SIGINT in 02_baseline_training, cell 3 of 3; "), err
 
 
 @posix
