@@ -97,12 +97,12 @@ def with_delays(_: int, name: str, delays: tuple[float, ...]) -> list[tuple[floa
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "encoder"])
 def test_a_planted_delay_is_found_at_its_size(name):
-    (_, none), *delayed = run_on_ranks(with_delays, 2, name, (0.0, 0.02, 0.1))[0]
+    (_, none), *delayed = run_on_ranks(with_delays, 2, name, (0.0, 0.05, 0.1))[0]
     for real, report in delayed:
         low, high = report.exposed().low - none.exposed().high, report.exposed().high - none.exposed().low
         assert low - SLACK <= real <= high + SLACK, (real, none.exposed(), report.exposed())
-    assert low > real / 2  # the long one is told from none, also beside other work, where ranks wait for a processor
-    assert report.exposed("backward").median > report.exposed("forward").median + real / 2
+        assert low > real / 2  # told from none, also beside other work, where ranks wait for a processor
+        assert report.exposed("backward").median > report.exposed("forward").median + real / 2
 
 
 class SlowBackward(torch.autograd.Function):
@@ -147,7 +147,7 @@ def test_a_hidden_delay_is_not_reported():
     report = run_on_ranks(with_hidden_delay, 2)[0]
     in_sum = sum(span.end - span.start for span in report.ranks[0].collectives)
     assert in_sum > 0.078  # this is what a profiler shows, and it is not the cost
-    assert report.exposed().median < 0.04
+    assert report.exposed().median < 0.03
     first = report.ranks[0].collectives[0]
     forward, backward = report.ranks[0].parts[1:3]
     assert forward.end <= first.start and first.end < backward.end  # the timeline shows the overlap
@@ -167,15 +167,15 @@ def test_a_slow_rank_is_named_and_its_wait_is_not_communication():
     report = run_on_ranks(with_slow, 2, "forward")[0]
     last, middle, longer = report.straggler()
     assert (last.rank, middle.rank) == (1, 0) and "slowest rank: rank 1" in str(report)
-    assert 0.06 < longer.median < 0.12
-    assert report.exposed().median < 0.04 and report.data() < 0.04
+    assert 0.07 < longer.median < 0.12
+    assert report.exposed().median < 0.03 and report.data() < 0.02
 
 
 def test_slow_data_are_found():
     report = run_on_ranks(with_slow, 2, "data")[0]
-    assert 0.079 < report.data() < 0.12 and report.data(report.ranks[0]) < 0.04
+    assert 0.079 < report.data() < 0.12 and report.data(report.ranks[0]) < 0.02
     assert "longest on rank 1" in str(report)
-    assert report.exposed().median < 0.04 and report.straggler()[2].median < 0.04
+    assert report.exposed().median < 0.03 and report.straggler()[2].median < 0.03
 
 
 class SlowBuffers(DistributedDataParallel):
@@ -203,7 +203,7 @@ def with_slow_buffers(_: int) -> tuple[Report, bool]:
 def test_the_broadcast_of_buffers_belongs_to_synchronized_steps_and_the_state_is_put_back():
     results = run_on_ranks(with_slow_buffers, 2)
     report = results[0][0]
-    assert report.exposed("forward").low > 0.03
+    assert report.exposed("forward").low > 0.04
     assert "gloo:broadcast" in {span.name for span in report.ranks[0].collectives}
     assert all(put_back for _, put_back in results)
 
